@@ -1,0 +1,1 @@
+"""Data: clip records, shards, patches, packing, plans, loading and the sources that make clips."""

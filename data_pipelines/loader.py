@@ -1,0 +1,235 @@
+"""The loader: rows of a pack plan, read and packed in threads, as one stream that all hosts share.
+
+Row i of the stream is row i of the plan, global batch k is rows [k * batch, (k + 1) * batch), and process p
+of n reads the p-th part of every batch. So the position is one integer, equal on all hosts and valid for any
+number of them, and epochs follow one another with no boundary. Reading needs no accelerator and no jax.
+"""
+
+import collections
+import dataclasses
+import threading
+from typing import Protocol
+
+import grain
+import numpy as np
+
+from data_pipelines.clip import Clip, samples_at, window_events
+from data_pipelines.packing import TokenSpec, Window, pack_row
+from data_pipelines.plan import PackPlan, WindowRef
+from data_pipelines.shards import ClipInfo
+
+Row = dict[str, np.ndarray]
+_ENDLESS = 2**60  # rows; a stream needs some length, and no run gets this far
+
+
+class ClipReader(Protocol):
+    """What the loader needs of a dataset."""
+
+    def read(self, info: ClipInfo, start: int = 0, stop: int | None = None) -> Clip:
+        """Reads the frames `start` to `stop` of a clip; called from several threads."""
+        ...
+
+
+class RowSource:
+    """Random access to the packed rows of a plan, over all epochs; safe to share between threads."""
+
+    def __init__(self, dataset: ClipReader, plan: PackPlan, spec: TokenSpec, *, cache_mb: int = 512):
+        """Binds a plan to the dataset that holds its clips; see `row_source`."""
+        if spec != plan.spec:
+            raise ValueError(f"row_source: spec {spec} is not the plan's {plan.spec}; pass plan.spec")
+        self._plan, self._spec = plan, spec
+        self._clips = ClipCache(dataset, plan.infos, cache_mb * 2**20)
+
+    def __len__(self) -> int:
+        return _ENDLESS
+
+    def __getitem__(self, index: int) -> Row:
+        """Row `index` as `pack_row` gives it.
+
+        Raises:
+          ShardError, ClipError: A record is missing or damaged; the message names it.
+        """
+        windows = [self._read(ref) for ref in self._plan.row(index)]
+        return pack_row(self._spec, self._plan.row_spec, windows)
+
+    def _read(self, ref: WindowRef) -> Window:
+        spec = self._spec
+        # The chunk before the window comes along: its last hop of sound leads into the window.
+        lead = min(ref.start, spec.chunk_frames if spec.audio_tokens else 0)
+        clip = self._clips.window(ref.info, ref.start - lead, ref.start + ref.frames)
+        lead_in = np.zeros((spec.hop, spec.channels), np.int16)
+        if lead:
+            lead_in = clip.audio[spec.chunk_samples - spec.hop : spec.chunk_samples]
+        return Window(
+            clip=cut(clip, lead, clip.frames),
+            lead_in=lead_in,
+            sample_id=ref.sample_id,
+            first_chunk=ref.start // spec.chunk_frames,
+        )
+
+
+def row_source(dataset: ClipReader, plan: PackPlan, spec: TokenSpec, *, cache_mb: int = 512) -> RowSource:
+    """Random access to packed rows: `source[i]` reads and packs row i of `plan`.
+
+    Args:
+      dataset: Where the plan's clips are.
+      plan: Which windows make a row.
+      spec: The plan's token layout.
+      cache_mb: Most memory for decoded clips, in MiB.
+
+    Raises:
+      ValueError: `spec` is not the plan's.
+    """
+    return RowSource(dataset, plan, spec, cache_mb=cache_mb)
+
+
+def make_iterator(
+    dataset: ClipReader,
+    plan: PackPlan,
+    *,
+    batch_size: int,
+    threads: int,
+    prefetch: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    cache_mb: int = 512,
+) -> grain.DatasetIterator[Row]:
+    """Endless iterator over this process's part of every global batch.
+
+    Its `get_state` and `set_state` hold the number of the next global batch and nothing else, so a state
+    saved by one number of processes continues on another.
+
+    Args:
+      dataset: Where the plan's clips are.
+      plan: Which windows make a row.
+      batch_size: Rows in a global batch, over all processes.
+      threads: Threads that read ahead; 0 reads in the caller's.
+      prefetch: Batches to read ahead.
+      process_index: Which process this is.
+      process_count: How many there are; must divide `batch_size`.
+      cache_mb: Most memory for decoded clips, in MiB.
+
+    Returns:
+      A grain iterator of the arrays of `pack_row`, each with a leading axis [batch_size / process_count].
+
+    Raises:
+      ValueError: The batch cannot be divided, or the process does not exist.
+    """
+    if batch_size < 1 or process_count < 1 or batch_size % process_count:
+        raise ValueError(
+            f"batch_size={batch_size} must be a positive multiple of process_count={process_count}"
+        )
+    if not 0 <= process_index < process_count:
+        raise ValueError(f"process_index={process_index} must be from 0 to {process_count - 1}")
+    source = row_source(dataset, plan, plan.spec, cache_mb=cache_mb)
+    part = ProcessPart(source, batch_size, process_index, process_count)
+    rows = grain.MapDataset.source(part).batch(batch_size // process_count)
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
+    return iter(rows.to_iter_dataset(options))
+
+
+def skip_to(iterator: grain.DatasetIterator[Row], global_batch: int) -> None:
+    """Makes `global_batch` the next batch of `make_iterator`'s iterator, without reading those before it."""
+    if global_batch < 0:
+        raise ValueError(f"global_batch={global_batch} must not be negative")
+    iterator.set_state({"next_index": global_batch})
+
+
+@dataclasses.dataclass(frozen=True)
+class ProcessPart:
+    """The rows of one process, in order: part `process` of `count` equal runs of every global batch."""
+
+    source: RowSource
+    batch_size: int
+    process: int
+    count: int
+
+    def __len__(self) -> int:
+        return len(self.source) // self.batch_size * (self.batch_size // self.count)
+
+    def __getitem__(self, index: int) -> Row:
+        """Local row `index`."""
+        mine = self.batch_size // self.count
+        batch, place = divmod(index, mine)
+        return self.source[batch * self.batch_size + self.process * mine + place]
+
+
+class ClipCache:
+    """Reads windows of clips, keeping the least recently used decoded clips within a bound of bytes.
+
+    A miss may decode the whole clip, for the sake of later windows, or the window alone. Under a global
+    shuffle a later read finds a clip with the probability that it is still held, about bound / dataset size.
+    So the whole clip is worth its price where it is expected to cost no more frames than the window has.
+    """
+
+    def __init__(self, dataset: ClipReader, infos: tuple[ClipInfo, ...], limit: int):
+        self._dataset, self._limit = dataset, limit
+        self._held = min(1.0, limit / sum(map(_decoded_bytes, infos)))
+        self._reset()
+
+    def window(self, info: ClipInfo, start: int, stop: int) -> Clip:
+        """The frames `start` to `stop` of a clip."""
+        whole = (1.0 - self._held) * info.frames <= stop - start and _decoded_bytes(info) <= self._limit
+        if not whole:
+            return self._dataset.read(info, start, stop)
+        with self._lock:
+            clip = self._clips.get(info.episode)
+            if clip is not None:
+                self._clips.move_to_end(info.episode)
+        if clip is None:
+            clip = self._dataset.read(info)
+            self._keep(info, clip)
+        return cut(clip, start, stop)
+
+    @property
+    def used(self) -> int:
+        """Bytes of decoded clips held."""
+        return self._used
+
+    def _keep(self, info: ClipInfo, clip: Clip) -> None:
+        with self._lock:
+            if info.episode in self._clips:  # another thread was first
+                return
+            self._clips[info.episode] = clip
+            self._used += _clip_bytes(clip)
+            while self._used > self._limit:
+                _, oldest = self._clips.popitem(last=False)
+                self._used -= _clip_bytes(oldest)
+
+    def _reset(self) -> None:
+        self._lock = threading.Lock()
+        self._clips: collections.OrderedDict[str, Clip] = collections.OrderedDict()
+        self._used = 0
+
+    def __getstate__(self):
+        return {
+            name: value for name, value in self.__dict__.items() if name not in ("_lock", "_clips", "_used")
+        }
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        self._reset()
+
+
+def cut(clip: Clip, start: int, stop: int) -> Clip:
+    """The frames `start` to `stop` of a decoded clip, as views; the text in force moves to frame 0."""
+    first, last = (samples_at(frame, clip.sample_rate, clip.frame_rate) for frame in (start, stop))
+    return dataclasses.replace(
+        clip,
+        video=clip.video[start:stop],
+        audio=clip.audio[first:last],
+        actions=clip.actions[start:stop],
+        events=window_events(clip.events, start, stop),
+    )
+
+
+def _clip_bytes(clip: Clip) -> int:
+    return clip.video.nbytes + clip.audio.nbytes + clip.actions.nbytes
+
+
+def _decoded_bytes(info: ClipInfo) -> int:
+    samples = int(info.frames * info.sample_rate / info.frame_rate)
+    return (
+        info.frames * (info.height * info.width * 3 + 4 * len(info.action_names))
+        + 2 * samples * info.channels
+    )

@@ -1,0 +1,1 @@
+"""Where clips come from: simulators, games and video files."""

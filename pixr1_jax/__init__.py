@@ -1,0 +1,1 @@
+"""Real-time audio-visual world models in JAX: train, distil, export, serve."""

@@ -1,0 +1,132 @@
+"""Exports the streaming step: one program per platform and thing to do, weights beside them (decision D17)."""
+
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+
+from pixr1_jax.core import tree
+from pixr1_jax.engine import runner
+from pixr1_jax.engine.step import Stream
+from pixr1_jax.omni.model import Omni
+
+
+def export(
+    stream: Stream,
+    model: Omni,
+    directory: str | os.PathLike[str],
+    *,
+    steps: Sequence[int],
+    platforms: Sequence[str],
+    facts: Mapping[str, Any],
+    progress: Callable[[str], None] = lambda name: None,
+) -> dict[str, Any]:
+    """Writes an artifact directory; it replaces an existing one only when it is complete.
+
+    Args:
+      stream: What to export.
+      model: Weights.
+      directory: Where to.
+      steps: Numbers of denoising steps, one program each.
+      platforms: Of "cpu", "cuda", "tpu"; none of them need be present here.
+      facts: Further entries of the manifest (frame_rate, sample_rate, action_names, ...).
+      progress: Called with the name of each program once it is written.
+
+    Returns:
+      The manifest.
+    """
+    target = pathlib.Path(directory)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    building = pathlib.Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        weights = {name: np.asarray(value) for name, value in tree.named_leaves(model).items()}
+        np.savez(building / "weights.npz", **weights)
+        files: dict[str, dict[str, str]] = {}
+        for platform in platforms:
+            files[platform] = {}
+            for name, exported in _programs(stream, model, steps, platform):
+                file = f"{name}.{platform}.jaxexp"
+                (building / file).write_bytes(exported.serialize())
+                files[platform][name] = file
+                progress(file)
+        spec = stream.config.tokens
+        manifest = {
+            "format": runner.FORMAT,
+            "height": stream.height,
+            "width": stream.width,
+            "chunk_frames": spec.chunk_frames,
+            "chunk_samples": spec.chunk_samples if spec.audio_tokens else 0,
+            "hop": spec.hop if spec.audio_tokens else 0,
+            "channels": spec.channels,
+            "text_bytes": spec.text_bytes,
+            "steps": sorted(steps),
+            "programs": files,
+            "weights": "weights.npz",
+            "weights_sha256": hashlib.sha256((building / "weights.npz").read_bytes()).hexdigest(),
+            "parameters": int(sum(value.size for value in weights.values())),
+            "jax": jax.__version__,
+            **facts,
+        }
+        shutil.copy(runner.__file__, building / "runner.py")
+        (building / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+        os.chmod(building, 0o755)
+        _replace(building, target)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return manifest
+
+
+def _replace(building: pathlib.Path, target: pathlib.Path) -> None:
+    """Moves a finished directory into place; the old one is set aside until then."""
+    if not target.exists():
+        building.rename(target)
+        return
+    aside = pathlib.Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
+    target.rename(aside / "artifact")
+    building.rename(target)
+    shutil.rmtree(aside)
+
+
+def _programs(stream: Stream, model: Omni, steps: Sequence[int], platform: str):
+    """Yields (name, exported program); the state and the weights are flat dicts of arrays."""
+    spec = stream.config.tokens
+    leaves = tree.named_leaves(model)
+    structure = jax.tree.structure(model)
+    weights = {name: jax.ShapeDtypeStruct(value.shape, value.dtype) for name, value in leaves.items()}
+    rebuild = lambda flat: jax.tree.unflatten(structure, [flat[name] for name in leaves])
+    seed = jax.ShapeDtypeStruct((), jnp.uint32)
+    state = jax.eval_shape(stream.start, seed)
+    array = jax.ShapeDtypeStruct
+    actions = array((spec.chunk_frames, spec.action_dim), jnp.float32)
+    frames = array((spec.chunk_frames, stream.height, stream.width, 3), jnp.uint8)
+    samples = spec.hop + spec.chunk_samples if spec.audio_tokens else 0
+    sound = array((samples, spec.channels), jnp.int16)
+    text, number = array((spec.text_bytes,), jnp.uint8), array((), jnp.int32)
+
+    def prompt(weights, state, text, length):
+        return stream.prompt(rebuild(weights), state, text, length)
+
+    def observe(weights, state, frames, sound, actions):
+        return stream.observe(rebuild(weights), state, frames, sound, actions)
+
+    def step(count):
+        def run(weights, state, actions, guidance):
+            return stream.step(rebuild(weights), state, actions, guidance, steps=count)
+
+        return run
+
+    make = lambda function, *args: jax.export.export(jax.jit(function), platforms=[platform])(*args)
+    yield "start", make(stream.start, seed)
+    yield "prompt", make(prompt, weights, state, text, number)
+    yield "observe", make(observe, weights, state, frames, sound, actions)
+    for count in steps:
+        yield f"step{count}", make(step(count), weights, state, actions, array((), jnp.float32))

@@ -1,0 +1,23 @@
+"""Guidance rectification: the guided field becomes a target, so that serving needs no second pass.
+
+Classifier-free guidance (Ho, Salimans 2022) at strength w moves the prediction from the unconditional to the
+conditional one and beyond; the strength is an input of the student.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from pixr1_jax.core.rng import Purpose
+from pixr1_jax.objectives import flow
+from pixr1_jax.objectives.predict import Batch
+
+
+def guide(conditional: jax.Array, unconditional: jax.Array, strength: jax.Array) -> jax.Array:
+    """unconditional + w (conditional - unconditional); w = 1 is the conditional prediction."""
+    return unconditional + strength * (conditional - unconditional)
+
+
+def sample_strength(seed: int, step: jax.Array, batch: Batch, largest: float) -> jax.Array:
+    """Strength of each chunk, the same within a sample: log-uniform in [1, largest], float32 [batch, chunks]."""
+    u = flow.uniform_by_sample(seed, Purpose.GUIDANCE, step, batch)
+    return jnp.exp(u * jnp.log(largest))

@@ -1,0 +1,95 @@
+"""The network on training rows: the whole teacher-forced row at once, or its noisy half over a given context (D7)."""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+from data_pipelines.packing import Role
+from pixr1_jax.attention.blocks import block_lists, visible
+from pixr1_jax.omni import tokens
+from pixr1_jax.omni.model import Omni, OmniConfig, Past, backbone
+from pixr1_jax.omni.tokens import Cells, Layout, Signals
+
+Batch = Mapping[str, jax.Array]
+
+
+def predict(
+    model: Omni,
+    config: OmniConfig,
+    batch: Batch,
+    context: Signals,
+    noisy: Signals,
+    cells: Cells,
+    drop: jax.Array,
+    *,
+    max_keys: int,
+) -> Signals:
+    """Clean content predicted for the noisy half, from one pass over [clean ; noisy].
+
+    Args:
+      model: Parameters.
+      config: Sizes.
+      batch: A packed batch.
+      context: Content of the clean half, lightly noised.
+      noisy: Content of the noisy half at `cells.time`.
+      cells: Conditioning.
+      drop: bool [batch, chunks], chunks predicted without text and actions.
+      max_keys: Static bound on key blocks of a query block.
+    """
+    layout = Layout.of(batch)
+    x = tokens.embed(model, config, layout, batch, {Role.CLEAN: context, Role.NOISY: noisy}, drop)
+    seen = visible(layout.blocks, layout.blocks, config.memory, _hide_text(layout, config, drop))
+    features, _ = backbone(
+        model,
+        config,
+        x,
+        tokens.modulation(model, config, layout, cells),
+        layout.position,
+        layout.blocks,
+        block_lists(seen, max_keys),
+    )
+    return tokens.read_out(model, config, features, batch["video_at"], batch["audio_at"])
+
+
+def encode_context(
+    model: Omni, config: OmniConfig, batch: Batch, context: Signals, cells: Cells, *, clean_blocks: int, max_keys: int
+) -> Past:
+    """Keys and values of the clean half of a row."""
+    layout = Layout.of(batch).part(0, clean_blocks)
+    lists = block_lists(visible(layout.blocks, layout.blocks, config.memory), max_keys)
+    x = tokens.embed(model, config, layout, batch, {Role.CLEAN: context})
+    modulation = tokens.modulation(model, config, layout, cells)
+    _, (key, value) = backbone(model, config, x, modulation, layout.position, layout.blocks, lists)
+    return Past(key, value, layout.position, layout.blocks)
+
+
+def denoise(
+    model: Omni,
+    config: OmniConfig,
+    batch: Batch,
+    past: Past,
+    noisy: Signals,
+    cells: Cells,
+    drop: jax.Array,
+    *,
+    clean_blocks: int,
+    max_keys: int,
+) -> Signals:
+    """As `predict`, the clean half given by `encode_context`."""
+    layout = Layout.of(batch).part(clean_blocks, None)
+    x = tokens.embed(model, config, layout, batch, {Role.NOISY: noisy}, drop)
+    seen = visible(layout.blocks, past.blocks + layout.blocks, config.memory, _hide_text(layout, config, drop))
+    modulation = tokens.modulation(model, config, layout, cells)
+    features, _ = backbone(
+        model, config, x, modulation, layout.position, layout.blocks, block_lists(seen, max_keys), past
+    )
+    offset = clean_blocks * config.tokens.block
+    at = lambda where: jnp.maximum(where - offset, 0)
+    return tokens.read_out(model, config, features, at(batch["video_at"]), at(batch["audio_at"]))
+
+
+def _hide_text(layout: Layout, config: OmniConfig, drop: jax.Array) -> jax.Array:
+    """Which blocks see no text: the noisy blocks of dropped chunks."""
+    slot = layout.slot[:, :: config.tokens.block]
+    return jnp.take_along_axis(drop, slot, axis=1) & (layout.blocks.role == Role.NOISY)

@@ -1,0 +1,97 @@
+"""Teacher-forced flow matching with clean-data prediction (decisions D7, D10)."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from pixr1_jax.core.rng import Purpose
+from pixr1_jax.objectives import flow, losses, tasks
+from pixr1_jax.objectives.predict import Batch, predict
+from pixr1_jax.omni import tokens
+from pixr1_jax.omni.model import Omni, OmniConfig
+from pixr1_jax.omni.tokens import Cells, Signals
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrain:
+    """Flow matching: the target time is the time itself, guidance is 1.
+
+    Attributes:
+      model: Sizes.
+      sampling: How times and tasks are drawn.
+      time_floor: The weight of an error is 1 / max(t, time_floor)^2.
+      audio_weight: Weight of the audio loss beside video's 1.
+      clean_blocks: Blocks of the clean half of a row.
+      max_keys: Static bound on key blocks of a query block.
+    """
+
+    model: OmniConfig
+    sampling: tasks.TimeSampling
+    time_floor: float
+    audio_weight: float
+    clean_blocks: int
+    max_keys: int
+
+    def loss(
+        self, params: Omni, teacher: Omni | None, batch: Batch, seed: int, step: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Loss and metrics of a packed batch; there is no teacher."""
+        del teacher
+        scene = noised(self.model, self.sampling, batch, seed, step)
+        cells = Cells(scene.draw.time, scene.draw.time, jnp.ones_like(scene.draw.time[..., 0]), scene.draw.context)
+        predicted = predict(
+            params, self.model, batch, scene.context, scene.noisy, cells, scene.draw.drop, max_keys=self.max_keys
+        )
+        error = jax.tree.map(
+            lambda p, x, t: jnp.square((p - x) / jnp.maximum(t, self.time_floor)), predicted, scene.clean, scene.time
+        )
+        return combine(self, batch, scene, error)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Scene:
+    """A batch with its noise: what every objective starts from.
+
+    Attributes:
+      clean: Content.
+      noise: Noise at time 1.
+      noisy: Content of the noisy half.
+      context: Content of the clean half, at its context level.
+      time: Noise time of every token, Signals of [batch, tokens, 1].
+      draw: Tasks and times of the cells.
+    """
+
+    clean: Signals
+    noise: Signals
+    noisy: Signals
+    context: Signals
+    time: Signals
+    draw: tasks.Draw
+
+
+def noised(config: OmniConfig, sampling: tasks.TimeSampling, batch: Batch, seed: int, step: jax.Array) -> Scene:
+    """Draws tasks, times and noise for a batch."""
+    spec = config.tokens
+    clean = tokens.content(config, batch)
+    draw = tasks.draw(sampling, config.max_context_time, seed, step, batch)
+    noise = flow.noise_like(clean, batch, seed, step, (Purpose.VIDEO_NOISE, Purpose.AUDIO_NOISE))
+    time = flow.per_token(batch, draw.time, spec.audio_tokens)
+    noisy = jax.tree.map(flow.interpolate, clean, noise, time)
+    context = clean
+    if config.max_context_time > 0:
+        level = flow.per_token(batch, draw.context, spec.audio_tokens)
+        grain = flow.noise_like(clean, batch, seed, step, (Purpose.VIDEO_CONTEXT, Purpose.AUDIO_CONTEXT))
+        context = jax.tree.map(flow.interpolate, clean, grain, level)
+    return Scene(clean, noise, noisy, context, time, draw)
+
+
+def combine(objective, batch: Batch, scene: Scene, error: Signals) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Total loss of weighted squared errors and the metrics every objective reports."""
+    spec = objective.model.tokens
+    weights = losses.token_weights(batch, scene.draw.loss, spec.patch, spec.chunk_frames)
+    means, bins = losses.by_modality(error, weights, scene.time)
+    total = means["video"] + objective.audio_weight * means.get("audio", 0.0)
+    metrics = {f"loss/{name}": value for name, value in (means | bins).items()}
+    return total, metrics

@@ -1,0 +1,1 @@
+"""Omni: text, image, video, audio and actions as tokens of one transformer."""

@@ -1,0 +1,150 @@
+"""Omni: the transformer over a row of tokens, with or without a past (decisions D6-D8, D10, D14)."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from data_pipelines.packing import TokenSpec
+from pixr1_jax.attention import api
+from pixr1_jax.attention.blocks import BlockLists, Blocks, MemoryPolicy
+from pixr1_jax.omni import layers as nn
+from pixr1_jax.omni import rope
+
+
+@dataclasses.dataclass(frozen=True)
+class OmniConfig:
+    """Sizes of the model; everything static that training and serving must share.
+
+    Attributes:
+      tokens: How content becomes tokens.
+      memory: What a chunk sees of its past.
+      width: Model width; `layers` layers of `heads` heads of `head_dim`, feed-forward width `hidden`.
+      video_rank: Bottleneck of the video embedding; `audio_rank` of the audio embedding.
+      audio_scale: Factor on MDCT coefficients before companding by `audio_power`.
+      context_time: Noise level that served context is told to have; training draws up to `max_context_time`.
+      dtype: Compute dtype, "float32" or "bfloat16"; parameters, norms and losses are float32.
+      attention: Implementation of `attend`.
+    """
+
+    tokens: TokenSpec
+    memory: MemoryPolicy
+    width: int
+    layers: int
+    heads: int
+    head_dim: int
+    hidden: int
+    video_rank: int
+    audio_rank: int
+    audio_scale: float
+    audio_power: float
+    context_time: float
+    max_context_time: float
+    dtype: str
+    attention: str
+
+    def __post_init__(self):
+        if self.dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"model.dtype={self.dtype!r}; use 'float32' or 'bfloat16'")
+        if self.head_dim % 8:
+            raise ValueError(f"model.head_dim={self.head_dim} must be a multiple of 8 (rotary axes)")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Past:
+    """Keys and values that a row may read besides its own: a streaming cache.
+
+    Attributes:
+      key: [layers, batch, tokens, heads, head_dim], normalised, not rotated.
+      value: As `key`.
+      position: float32 [batch, tokens, 3], where the keys are placed for this read.
+      blocks: Metadata [batch, tokens / block].
+    """
+
+    key: jax.Array
+    value: jax.Array
+    position: jax.Array
+    blocks: Blocks
+
+
+class Omni(nnx.Module):
+    """Parameters of the model; the forward pass is `backbone` and the functions of `omni.tokens`."""
+
+    def __init__(self, config: OmniConfig, key: jax.Array):
+        keys = jax.random.split(key, 9)
+        spec, width = config.tokens, config.width
+        self.video_in = nn.PatchEmbed(keys[0], spec.patch_dim, config.video_rank, width)
+        self.video_out = nn.PatchHead(keys[1], spec.patch_dim, config.video_rank, width)
+        self.audio_in = nn.PatchEmbed(keys[2], max(spec.audio_dim, 1), config.audio_rank, width)
+        self.audio_out = nn.PatchHead(keys[3], max(spec.audio_dim, 1), config.audio_rank, width)
+        self.action_in = nn.dense_param(keys[4], (spec.action_dim, width), (None, "embed"))
+        small = 0.02 * jax.random.normal(keys[5], (256 + 6 + spec.block + 1, width))
+        self.text_in = nnx.Param(small[:256], axes=(None, "embed"))
+        self.kind = nnx.Param(small[256:262], axes=(None, "embed"))
+        self.memory = nnx.Param(small[262:-1], axes=(None, "embed"))
+        self.no_action = nnx.Param(small[-1], axes=("embed",))
+        self.time = nn.TimeEmbed(keys[6], width)
+        self.layers = jax.vmap(lambda k: nn.Layer(k, width, config.heads, config.head_dim, config.hidden))(
+            jax.random.split(keys[7], config.layers)
+        )
+
+
+def backbone(
+    model: Omni,
+    config: OmniConfig,
+    x: jax.Array,
+    modulation: jax.Array,
+    position: jax.Array,
+    blocks: Blocks,
+    lists: BlockLists,
+    past: Past | None = None,
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """Runs the layers over a row.
+
+    Args:
+      model: Parameters.
+      config: Sizes.
+      x: Embedded tokens [batch, length, width].
+      modulation: [batch, length, 6 * width], from `model.time` by each token's cell.
+      position: float32 [batch, length, 3].
+      blocks: The row's blocks [batch, length / block].
+      lists: Key blocks of each of the row's blocks, indexing `past.blocks + blocks`.
+      past: Optional cache whose blocks come before the row's.
+
+    Returns:
+      Normalised features [batch, length, width], and the row's (keys, values), each
+      [layers, batch, length, heads, head_dim], keys not rotated.
+    """
+    block = config.tokens.block
+    own_angles = rope.angles(position, config.head_dim)
+    if past is None:
+        key_angles, key_valid = own_angles, blocks.valid
+    else:
+        key_angles = jnp.concatenate([rope.angles(past.position, config.head_dim), own_angles], axis=1)
+        key_valid = jnp.concatenate([past.blocks.valid, blocks.valid], axis=-1)
+
+    def layer_step(x, inputs):
+        layer, cached = inputs
+        shared = modulation + layer.modulation[...].astype(x.dtype)
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = jnp.split(shared, 6, axis=-1)
+        q, k, v = layer.qkv_heads(nn.rms_norm(x) * (1 + scale_a) + shift_a, config.heads)
+        keys, values = (k, v) if cached is None else (jnp.concatenate([c, n], axis=1) for c, n in zip(cached, (k, v)))
+        mixed = api.attend(
+            rope.rotate(q, own_angles),
+            rope.rotate(keys, key_angles),
+            values,
+            lists,
+            key_valid,
+            block=block,
+            scale=config.head_dim**-0.5,
+            implementation=config.attention,
+        )
+        x = x + gate_a * nn.dot(mixed.reshape(*x.shape[:2], -1), layer.out)
+        x = x + gate_m * layer.mlp(nn.rms_norm(x) * (1 + scale_m) + shift_m)
+        return x, (k, v)
+
+    cached = None if past is None else (past.key, past.value)
+    x, fresh = jax.lax.scan(layer_step, x, (model.layers, cached))
+    return nn.rms_norm(x), fresh

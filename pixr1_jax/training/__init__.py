@@ -1,0 +1,1 @@
+"""Training: the optimizer, checkpoints, metrics and stop signals around one readable loop."""

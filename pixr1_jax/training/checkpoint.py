@@ -1,0 +1,361 @@
+"""Checkpoints: the whole training state and the data position in one atomic save, restored onto any mesh.
+
+On disk a step is an Orbax checkpoint `DIRECTORY/STEP/` with two items: `state`, arrays in nested dicts keyed
+by readable names (no Python class is recorded), and `data`, one JSON file a process with the position of its
+data iterator.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+from collections.abc import Awaitable, Iterator
+from typing import Any, Literal, Protocol, cast
+
+import jax
+import jax.numpy as jnp
+from etils import epath
+from jax.experimental import multihost_utils
+from orbax.checkpoint import v1 as ocp
+
+from pixr1_jax.core import tree as tree_lib
+
+# Orbax writes this file last, on every kind of storage: a directory without it is an unfinished save.
+_COMMIT_MARKER = "commit_success.txt"
+_STATE, _DATA = "state", "data"
+_UNREADABLE = "cannot be read; delete this step to fall back to the one before"
+_SAVE_FAILED = "the save failed; check the space and the permissions"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be written or does not fit this run; the message names the path and the way out."""
+
+
+class DataIterator(Protocol):
+    """What a checkpoint needs of a data iterator; Grain's iterators have it."""
+
+    def get_state(self) -> dict[str, Any]:
+        """Returns the position as JSON values."""
+        ...
+
+    def set_state(self, state: dict[str, Any], /) -> None:
+        """Continues from a position that `get_state` returned."""
+        ...
+
+
+class Checkpoints:
+    """The checkpoints of one training run. Every process of the job makes the same calls, from its main
+    thread.
+
+    The run owns its directory: what a killed save left behind is removed when the object is created, so other
+    programs read through `load_params`.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str], *, every_steps: int, keep: int):
+        """Opens the directory, creates it if absent, and removes unfinished saves.
+
+        Args:
+            directory: A local folder or a bucket path (`gs://...`).
+            every_steps: A save is due at each positive multiple of this step.
+            keep: How many of the newest checkpoints stay; older ones are deleted after each save.
+
+        Raises:
+            CheckpointError: If an argument is out of range or the directory cannot be written.
+        """
+        for name, value in (("every_steps", every_steps), ("keep", keep)):
+            if value < 1:
+                raise CheckpointError(f"checkpoint: {name} is {value}; it must be 1 or more")
+        self._directory, self._every_steps = _absolute(directory), every_steps
+        _prepare(self._directory)
+        # Kept in memory so that all processes decide alike, however late a shared folder shows a new file.
+        self._newest = max(_finished_steps(self._directory), default=-1)
+        never = ocp.training.save_decision_policies.SpecificStepsPolicy(())
+        newest = ocp.training.preservation_policies.LatestN(keep)
+        self._checkpointer = ocp.training.Checkpointer(
+            self._directory,
+            # When to save is decided in `save`, alike on all processes: no policy of Orbax's may add a save.
+            # Orbax's own annotations of its policies do not agree, hence the two exceptions.
+            save_decision_policy=never,  # pyright: ignore[reportArgumentType]
+            preservation_policy=newest,  # pyright: ignore[reportArgumentType]
+        )
+
+    def save(self, step: int, state: Any, data_iterator: DataIterator, *, force: bool = False) -> bool:
+        """Starts a save when one is due or forced, and returns while it is written in the background.
+
+        State and position are copied before the call returns: training may go on, and donate or overwrite
+        them. A save still being written is waited for first.
+
+        Args:
+            step: Number of updates taken.
+            state: A pytree of `jax.Array`; with more than one process, of global arrays.
+            data_iterator: The iterator, positioned at the batch of the next update.
+            force: Save although none is due.
+
+        Returns:
+            Whether a save was started: False when none is due, or this step is saved already.
+
+        Raises:
+            CheckpointError: If the state holds something else than non-empty arrays, if the directory holds a
+                later step than this one, or if the save before failed in the background.
+        """
+        if not (force or (step > 0 and step % self._every_steps == 0)):
+            return False
+        self.wait()
+        if self._newest == step:
+            return False
+        if self._newest > step:
+            raise CheckpointError(
+                f"{self._directory}: holds step {self._newest}, later than step {step}; delete those steps "
+                "or save to a new directory"
+            )
+        items = {_STATE: _savable(state, self._directory), _DATA: _DataPosition(data_iterator)}
+        with _storage_errors(self._directory / str(step), _SAVE_FAILED):
+            self._checkpointer.save_checkpointables_async(step, items, force=True)
+        self._newest = step
+        return True
+
+    def latest_step(self) -> int | None:
+        """Returns the newest finished step, or None where there is none."""
+        return max(_finished_steps(self._directory), default=None)
+
+    def restore(self, abstract_state: Any, data_iterator: DataIterator, step: int | None = None) -> Any:
+        """Reads a checkpoint onto the shardings of this run, and sets the data iterator.
+
+        Args:
+            abstract_state: The state of this run, of arrays or of `jax.ShapeDtypeStruct`; a leaf without
+                sharding goes to the first local device.
+            data_iterator: Set to the saved position. The number of processes may have changed where all of
+                them saved the same position.
+            step: Which step; None takes the newest.
+
+        Returns:
+            The state, structured as `abstract_state`.
+
+        Raises:
+            CheckpointError: If the step is absent, if a path, shape or dtype differs (the message names the
+                first one), or if the data position cannot be taken over.
+        """
+        self.wait()
+        path = _step_path(self._directory, step)
+        position = _DataPosition(data_iterator)
+        state = _load_state(path, abstract_state, _saved_tree(path), {_DATA: position})
+        position.apply(path)
+        return state
+
+    def wait(self) -> None:
+        """Waits until the save under way is on disk.
+
+        Raises:
+            CheckpointError: If that save failed.
+        """
+        with _storage_errors(self._directory, _SAVE_FAILED):
+            self._checkpointer.wait()
+
+    def close(self) -> None:
+        """Waits as `wait` does, and releases what is held."""
+        with _storage_errors(self._directory, _SAVE_FAILED):
+            self._checkpointer.close()
+
+
+def load_params(
+    directory: str | os.PathLike[str],
+    template: Any,
+    *,
+    which: Literal["ema", "params"] = "ema",
+    step: int | None = None,
+) -> Any:
+    """Reads only the weights of a checkpoint, for distillation, export and evaluation; never writes.
+
+    Args:
+        directory: The directory of a run's checkpoints.
+        template: The model, of arrays or of `jax.ShapeDtypeStruct`; a leaf without sharding goes to the first
+            local device.
+        which: The state's branch: the averaged weights or the last ones.
+        step: Which step; None takes the newest.
+
+    Returns:
+        The weights, structured as `template`.
+
+    Raises:
+        CheckpointError: If there is no such step or branch, or a path, shape or dtype differs.
+    """
+    path = _step_path(_absolute(directory), step)
+    saved = _saved_tree(path)
+    if which not in saved:
+        raise CheckpointError(f"{path}: its state holds no {which!r}; it holds {', '.join(sorted(saved))}")
+    return _load_state(path, {which: template}, {which: saved[which]}, {})[which]
+
+
+class _DataPosition:
+    """The position of a data iterator, in Orbax's protocol of objects that save themselves.
+
+    The file names are Grain's. Unlike Grain's own implementation, reading accepts another number of processes
+    when every process saved the same position, as all do whose position counts global batches.
+    """
+
+    def __init__(self, iterator: DataIterator):
+        self._iterator = iterator
+        self._saved: dict[str, str] = {}
+        try:
+            self._text = json.dumps(iterator.get_state())
+        except TypeError as error:
+            raise CheckpointError(
+                f"data iterator: its state is not JSON ({error}); return plain values"
+            ) from error
+
+    async def save(self, directory: ocp.path.PathAwaitingCreation) -> Awaitable[None]:
+        text = self._text
+
+        async def write() -> None:
+            path = await directory.await_creation()
+            name = f"process_{jax.process_index()}-of-{jax.process_count()}.json"
+            await asyncio.to_thread((path / name).write_text, text)
+
+        return write()
+
+    async def load(self, directory: ocp.path.Path) -> Awaitable[None]:
+        async def read() -> None:
+            self._saved = await asyncio.to_thread(_read_positions, directory)
+
+        return read()
+
+    def apply(self, path: epath.Path) -> None:
+        """Moves the iterator to the position read from `path`."""
+        own = f"process_{jax.process_index()}-of-{jax.process_count()}.json"
+        texts = {self._saved[own]} if own in self._saved else set(self._saved.values())
+        if len(texts) != 1:
+            raise CheckpointError(
+                f"{path}/{_DATA}: holds {len(texts)} different data positions and none is {own}; restart "
+                "with the number of processes that saved it"
+            )
+        try:
+            self._iterator.set_state(json.loads(texts.pop()))
+        except (ValueError, TypeError, KeyError) as error:
+            raise CheckpointError(
+                f"{path}/{_DATA}: the data iterator refuses this position ({error}); use the data config "
+                "that the checkpoint was made with"
+            ) from error
+
+
+def _read_positions(directory: epath.Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in directory.glob("process_*-of-*.json")}
+
+
+def _saved_tree(path: epath.Path) -> dict[str, Any]:
+    """Returns the tree of the saved state, with a shape and a dtype in the place of each array."""
+    with _storage_errors(path, _UNREADABLE):
+        saved = cast(dict[str, Any] | None, ocp.metadata(path).metadata)
+    if saved is None:  # Orbax logs why, and goes on.
+        raise CheckpointError(f"{path}: {_UNREADABLE} (its state is damaged)")
+    return saved
+
+
+def _load_state(path: epath.Path, template: Any, saved: dict[str, Any], others: dict[str, Any]) -> Any:
+    """Reads the branches of the state that `template` has, and the other items in the same pass.
+
+    `saved` is what `template` must agree with: the saved tree, or some branches of it.
+    """
+    nested = tree_lib.to_dict(template)
+    _compare(path, tree_lib.named_leaves(saved), tree_lib.named_leaves(nested))
+    context = ocp.Context()
+    context.pytree.loading.partial_load = True
+    with _storage_errors(path, _UNREADABLE), context:
+        items = ocp.load_checkpointables(path, {_STATE: jax.tree.map(_abstract, nested), **others})
+    return tree_lib.from_dict(template, items[_STATE])
+
+
+def _compare(path: epath.Path, saved: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Raises at the first path, in alphabetical order, where the checkpoint is not what the run wants."""
+    for name in sorted(saved.keys() | wanted.keys()):
+        here = _describe(wanted[name]) if name in wanted else "absent"
+        there = _describe(saved[name]) if name in saved else "absent"
+        if here != there:
+            raise CheckpointError(
+                f"{path}: {name} is {there} in the checkpoint and {here} in this run; use the config that "
+                "the checkpoint was made with, or start in a new directory"
+            )
+
+
+def _describe(leaf: Any) -> str:
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        # Orbax stores a typed key as the integers under it.
+        leaf = jax.eval_shape(jax.random.key_data, leaf)
+    return f"{jnp.dtype(leaf.dtype).name}{list(leaf.shape)}"
+
+
+def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
+    sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _savable(state: Any, directory: epath.Path) -> dict[str, Any]:
+    for name, leaf in tree_lib.named_leaves(state).items():
+        if not isinstance(leaf, jax.Array) or leaf.size == 0:
+            kind = "an empty array" if isinstance(leaf, jax.Array) else f"a {type(leaf).__name__}"
+            raise CheckpointError(
+                f"{directory}: {name} is {kind}; only non-empty jax.Array leaves can be saved"
+            )
+    return tree_lib.to_dict(state)
+
+
+def _absolute(directory: str | os.PathLike[str]) -> epath.Path:
+    # Orbax takes absolute paths only; a bucket path ("gs://...") is absolute already.
+    text = os.fspath(directory)
+    return epath.Path(text if "://" in text else os.path.abspath(text))
+
+
+def _prepare(directory: epath.Path) -> None:
+    """Makes the directory, proves that it can be written, and removes what killed saves left."""
+    if jax.process_index() == 0:
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            probe = directory / ".writable"
+            probe.write_text("")
+            probe.unlink()
+            for path in directory.iterdir():
+                if _is_unfinished(path):
+                    path.rmtree()
+        except OSError as error:
+            raise CheckpointError(
+                f"{directory}: cannot be written ({error.strerror or error}); choose another directory"
+            ) from error
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("checkpoint directory")
+
+
+def _is_unfinished(path: epath.Path) -> bool:
+    step = path.name.partition(".orbax-checkpoint-tmp")[0]
+    return step.isdecimal() and path.is_dir() and not (path.name == step and (path / _COMMIT_MARKER).exists())
+
+
+def _finished_steps(directory: epath.Path) -> list[int]:
+    if not directory.is_dir():
+        return []
+    return sorted(
+        int(path.name)
+        for path in directory.iterdir()
+        if path.name.isdecimal() and (path / _COMMIT_MARKER).exists()
+    )
+
+
+def _step_path(directory: epath.Path, step: int | None) -> epath.Path:
+    steps = _finished_steps(directory)
+    if not steps:
+        raise CheckpointError(f"{directory}: holds no finished checkpoint; check the path")
+    if step is not None and step not in steps:
+        raise CheckpointError(f"{directory}: holds no step {step}; the finished steps are {steps}")
+    return directory / str(steps[-1] if step is None else step)
+
+
+@contextlib.contextmanager
+def _storage_errors(path: epath.Path, advice: str) -> Iterator[None]:
+    """Turns what Orbax and the storage raise into one line that names the path."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except Exception as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise CheckpointError(f"{path}: {advice} ({reason})") from error

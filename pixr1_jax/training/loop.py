@@ -1,0 +1,157 @@
+"""The training loop, for every stage: one function, read from top to bottom.
+
+The order within a step matters. A checkpoint is taken before the next batch is drawn, so that the
+saved data position is that of the next step; metrics are written after the step that they describe. A run
+that is killed and started again therefore continues the same sequence of losses, bit for bit.
+"""
+
+import pathlib
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from data_pipelines.loader import make_iterator
+from data_pipelines.shards import open_dataset
+from pixr1_jax.core.config import save_config
+from pixr1_jax.core.progress import track
+from pixr1_jax.omni.model import Omni
+from pixr1_jax.training import setup
+from pixr1_jax.training.checkpoint import Checkpoints, load_params
+from pixr1_jax.training.metrics import MetricWriter, Throughput
+from pixr1_jax.training.optimizer import learning_rate, make_optimizer
+from pixr1_jax.training.signals import stop_on_signal
+from pixr1_jax.training.state import TrainState, initial_state, train_step
+
+
+class TrainingError(ValueError):
+    """Training cannot go on; the message says why and what to change."""
+
+
+def run(config: ConfigDict, stage: str, workdir: pathlib.Path) -> TrainState:
+    """Runs a stage to its last step, or continues it from its newest checkpoint.
+
+    Args:
+      config: The experiment.
+      stage: "train", or "distill", whose teacher is the averaged model of "train".
+      workdir: Holds `shards/`, and receives `STAGE/checkpoints/`, `STAGE/metrics.jsonl` and event files.
+
+    Returns:
+      The last state. After SIGTERM it is the state that was saved, short of `config.STAGE.steps`.
+
+    Raises:
+      TrainingError: Too many steps in a row were not finite.
+      ValueError: The config, the data or a checkpoint does not fit; the message says how.
+    """
+    section = config[stage]
+    directory = workdir / stage
+    directory.mkdir(parents=True, exist_ok=True)
+    save_config(config, directory / "config.json")
+
+    ###########################################################################
+    # Mesh: rows of the batch over all devices.
+
+    mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+    by_row = NamedSharding(mesh, PartitionSpec("data"))
+    replicated = NamedSharding(mesh, PartitionSpec())
+    batch_size = config.pack.batch_rows
+    if batch_size % jax.device_count():
+        raise TrainingError(f"pack.batch_rows={batch_size} must be a multiple of the {jax.device_count()} devices")
+
+    ###########################################################################
+    # Data.
+
+    dataset = open_dataset(setup.shards_directory(workdir))
+    plan = setup.pack_plan(config, dataset)
+    batches = make_iterator(
+        dataset,
+        plan,
+        batch_size=batch_size,
+        threads=config.pack.threads,
+        prefetch=config.pack.prefetch,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+    ###########################################################################
+    # Model, objective, optimizer.
+
+    sizes = setup.model_config(config)
+    objective = setup.objective(config, stage, plan)
+    tx = make_optimizer(section.optimizer)
+    rate = learning_rate(section.optimizer)
+    template = jax.eval_shape(lambda: Omni(sizes, jax.random.key(0)))
+    teacher = None
+    if stage == "distill":
+        teacher = load_params(setup.checkpoint_directory(workdir, "train"), template)
+        teacher = jax.device_put(teacher, replicated)
+    update = jax.jit(
+        partial(train_step, loss=objective.loss, tx=tx, seed=config.seed, ema_decay=section.ema_decay),
+        donate_argnums=0,
+    )
+
+    ###########################################################################
+    # State: the newest checkpoint, or a beginning.
+
+    checkpoints = Checkpoints(
+        setup.checkpoint_directory(workdir, stage), every_steps=section.checkpoint_every, keep=section.keep
+    )
+    if checkpoints.latest_step() is None:
+        first = setup.initial_model(sizes, dataset, plan, config.seed) if teacher is None else teacher
+        # Buffers of its own: the step donates the state, the teacher must outlive it.
+        state = jax.jit(lambda params: initial_state(jax.tree.map(jnp.copy, params), tx), out_shardings=replicated)(first)
+    else:
+        abstract = jax.eval_shape(lambda params: initial_state(params, tx), template)
+        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), abstract)
+        state = checkpoints.restore(abstract, batches)
+    step = int(state.step)
+    _describe(stage, state, plan, step, section.steps)
+
+    ###########################################################################
+    # The loop.
+
+    writer = MetricWriter(directory, first_step=step + 1 if step else 0)
+    throughput = Throughput()
+    frames = plan.row_spec.chunks * sizes.tokens.chunk_frames * batch_size
+    tokens = plan.row_spec.blocks * sizes.tokens.block * batch_size
+    with stop_on_signal() as stop, track(section.steps - step, stage) as progress:
+        while step < section.steps and not stop.requested_anywhere():
+            checkpoints.save(step, state, batches)  # before the next batch is drawn
+            batch = next(batches)
+            batch = jax.tree.map(lambda x: jax.make_array_from_process_local_data(by_row, x), batch)
+            state, metrics = update(state, teacher, batch)
+            step += 1
+            throughput.add(frames=frames, tokens=tokens)
+            if step % section.log_every == 0 or step == section.steps:
+                metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
+                _check_finite(metrics, section.max_skipped)
+                named = {f"{stage}/{name}": value for name, value in metrics.items()}
+                named[f"{stage}/learning_rate"] = float(rate(step - 1))
+                writer.write(step, named | throughput.read())
+                progress.advance(0, loss=metrics["loss"])
+            progress.advance(1, **({"loss": metrics["loss"]} if isinstance(metrics["loss"], float) else {}))
+    checkpoints.save(step, state, batches, force=True)
+    checkpoints.close()
+    writer.close()
+    return state
+
+
+def _check_finite(metrics: dict[str, float], most: int) -> None:
+    if metrics["skipped_in_a_row"] >= most:
+        raise TrainingError(
+            f"{int(metrics['skipped_in_a_row'])} steps in a row had a loss or gradient that is not finite "
+            f"(max_skipped={most}); lower optimizer.learning_rate or optimizer.clip_norm"
+        )
+
+
+def _describe(stage: str, state: TrainState, plan, step: int, steps: int) -> None:
+    if jax.process_index():
+        return
+    count = sum(value.size for value in jax.tree.leaves(state.params))
+    fill = plan.efficiency()
+    print(
+        f"{stage}: {count / 1e6:.2f} M parameters, step {step} of {steps}, {plan.rows_per_epoch} rows an epoch, "
+        f"packing {fill.tokens:.1%} of tokens and {fill.blocks:.1%} of blocks, {jax.device_count()} devices"
+    )

@@ -1,0 +1,112 @@
+"""From a config to the objects of a run: model sizes, data, objective. Every verb that needs one builds it here."""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from data_pipelines import patches
+from data_pipelines.loader import row_source
+from data_pipelines.packing import TokenSpec
+from data_pipelines.plan import PackPlan
+from data_pipelines.shards import Dataset
+from pixr1_jax.attention.blocks import MemoryPolicy
+from pixr1_jax.core.config import freeze
+from pixr1_jax.core.rng import Purpose, purpose_key
+from pixr1_jax.objectives.flow_map import FlowMap
+from pixr1_jax.objectives.pretrain import Pretrain
+from pixr1_jax.objectives.tasks import TimeSampling
+from pixr1_jax.omni import principal, tokens
+from pixr1_jax.omni.model import Omni, OmniConfig
+
+_PRINCIPAL_ROWS = 64  # rows of the plan that the embeddings' principal components are taken from
+
+
+def shards_directory(workdir: pathlib.Path) -> pathlib.Path:
+    """Where a work directory keeps its dataset."""
+    return workdir / "shards"
+
+
+def checkpoint_directory(workdir: pathlib.Path, stage: str) -> pathlib.Path:
+    """Where a stage ("train" or "distill") keeps its checkpoints."""
+    return workdir / stage / "checkpoints"
+
+
+def artifact_directory(workdir: pathlib.Path) -> pathlib.Path:
+    """Where a work directory keeps its exported artifact."""
+    return workdir / "artifact"
+
+
+def model_config(config: ConfigDict) -> OmniConfig:
+    """Sizes of the model, from the sections `tokens`, `memory` and `model`."""
+    fields = dict(config.model)
+    spec = freeze(TokenSpec, config.tokens, "tokens")
+    policy = freeze(MemoryPolicy, config.memory, "memory")
+    return freeze(OmniConfig, ConfigDict(fields), "model", tokens=spec, memory=policy)
+
+
+def pack_plan(config: ConfigDict, dataset: Dataset, split: str = "train") -> PackPlan:
+    """The pack plan of the section `pack`."""
+    spec = freeze(TokenSpec, config.tokens, "tokens")
+    return PackPlan(
+        dataset.clips(split),
+        spec,
+        window_chunks=config.pack.window_chunks,
+        row=None,
+        rows_windows=config.pack.windows_per_row,
+        seed=config.seed,
+    )
+
+
+def max_keys(config: OmniConfig, plan: PackPlan, window_chunks: int) -> int:
+    """The most key blocks that any block of the plan's rows can see."""
+    spec, policy = config.tokens, config.memory
+    if window_chunks > policy.horizon:
+        raise ValueError(
+            f"pack.window_chunks={window_chunks} exceeds memory.horizon={policy.horizon}; positions would not be trained"
+        )
+    head, text = spec.blocks_for(spec.head_tokens), spec.blocks_for(spec.text_bytes)
+    sizes = {(info.height, info.width) for info in plan.infos}
+    grids = [patches.grid_shape(height, width, spec.patch) for height, width in sizes]
+    chunk = head + 1 + max(spec.blocks_for(rows * columns) for rows, columns in grids)
+    whole = min(window_chunks - 1, policy.window + policy.sinks)
+    return chunk * (1 + whole) + (window_chunks - 1 - whole) + text
+
+
+def initial_model(config: OmniConfig, dataset: Dataset, plan: PackPlan, seed: int) -> Omni:
+    """A new model whose embeddings are the principal components of the plan's first rows."""
+    model = jax.jit(lambda key: Omni(config, key))(purpose_key(seed, Purpose.INIT))
+    source = row_source(dataset, plan, config.tokens)
+    content = jax.jit(lambda batch: tokens.content(config, batch))
+    video, audio = [], []
+    for i in range(min(_PRINCIPAL_ROWS, plan.rows_per_epoch)):
+        row = {name: value[None] for name, value in source[i].items()}
+        signals = content(row)
+        video.append(np.asarray(signals.video)[row["patch_slot"] >= 0])
+        valid = np.repeat(row["chunk_valid"], config.tokens.audio_tokens, axis=1)
+        audio.append(np.asarray(signals.audio)[valid])
+    has_audio = config.tokens.audio_tokens > 0
+    return principal.initialise(model, np.concatenate(video), np.concatenate(audio) if has_audio else None)
+
+
+def objective(config: ConfigDict, stage: str, plan: PackPlan) -> Pretrain | FlowMap:
+    """The objective of a stage, from its section `objective`."""
+    sizes = model_config(config)
+    fields: dict[str, Any] = dict(config[stage].objective)
+    sampling_fields = {field.name for field in dataclasses.fields(TimeSampling)}
+    sampling = {name: fields.pop(name) for name in list(fields) if name in sampling_fields}
+    if "tasks" in sampling:
+        sampling["tasks"] = tuple(sorted(dict(sampling["tasks"]).items()))
+    kind = {"train": Pretrain, "distill": FlowMap}[stage]
+    return freeze(
+        kind,
+        ConfigDict(fields),
+        f"{stage}.objective",
+        model=sizes,
+        sampling=freeze(TimeSampling, ConfigDict(sampling), f"{stage}.objective"),
+        clean_blocks=plan.row_spec.clean_blocks,
+        max_keys=max_keys(sizes, plan, config.pack.window_chunks),
+    )

@@ -1,0 +1,225 @@
+"""The Doom recorder against the real game: exact lengths, determinism, alignment of action and sound."""
+
+import ctypes
+import dataclasses
+import fractions
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_pipelines.sources import vizdoom as doom
+
+ATTACK = doom.ACTION_NAMES.index("attack")
+BASIC = doom.Recording("defend_the_center", seed=3, frames=12)
+
+
+@pytest.fixture
+def game():
+    """Skips, and says why, where the game or its sound is not installed."""
+    pytest.importorskip("vizdoom", reason="needs ViZDoom: pip install 'pixr1-jax[doom]'")
+    if sys.platform == "linux":
+        try:
+            ctypes.CDLL("libopenal.so.1")
+        except OSError:
+            pytest.skip("needs the system library libopenal1: without it the game is mute")
+
+
+def first_difference(left: np.ndarray, right: np.ndarray) -> int:
+    """Returns the first index at which two arrays differ along axis 0."""
+    return int(np.argmax((left != right).reshape(len(left), -1).any(axis=1)))
+
+
+def audio_by_frame(clip) -> np.ndarray:
+    """Returns the sound as [frames, samples a frame, channels]."""
+    return clip.audio.reshape(clip.frames, -1, clip.channels)
+
+
+@pytest.mark.parametrize(
+    ("scenario", "resolution", "sample_rate", "tics", "size", "samples_a_frame"),
+    [
+        ("defend_the_center", "RES_160X120", 11025, 4, (120, 160), 1260),
+        ("defend_the_line", "RES_256X144", 22050, 2, (144, 256), 1260),
+        ("freedoom2_map07", "RES_200X125", 44100, 1, (125, 200), 1260),
+        ("freedoom1_e1m1", "RES_256X160", 11025, 7, (160, 256), 2205),
+    ],
+)
+def test_sizes_and_sample_counts_are_exact(
+    game, scenario, resolution, sample_rate, tics, size, samples_a_frame
+):
+    clip = doom.record(
+        scenario, seed=1, frames=9, resolution=resolution, sample_rate=sample_rate, tics_per_frame=tics
+    )
+    clip.validate()
+    assert clip.video.shape == (9, *size, 3) and clip.video.dtype == np.uint8
+    assert clip.audio.shape == (9 * samples_a_frame, 2) and clip.audio.dtype == np.int16
+    assert clip.frame_rate == fractions.Fraction(35, tics)
+    assert clip.sample_rate == sample_rate
+    assert clip.source == f"vizdoom:{scenario}"
+    assert clip.events[0].frame == 0 and clip.events[0].text.startswith("doom: ")
+
+
+def test_a_dataset_is_audible_moving_and_of_one_schema(game):
+    recordings = [
+        doom.Recording(scenario, seed, 16, resolution=resolution)
+        for seed, (scenario, resolution) in enumerate(
+            (scenario, resolution)
+            for scenario in (*doom.SCENARIOS, "freedoom2_map02")
+            for resolution in ("RES_160X120", "RES_256X144")
+        )
+    ]
+    clips = list(doom.record_many(recordings))
+    assert {clip.action_names for clip in clips} == {doom.ACTION_NAMES}
+    assert {clip.video.shape[1:3] for clip in clips} == {(120, 160), (144, 256)}
+    assert len({clip.episode for clip in clips}) == len(clips)
+    assert all((clip.video[1:] != clip.video[:-1]).any() for clip in clips)
+    # A peak of one is the mixer's dither; sounds reach thousands.
+    loud = [clip for clip in clips if np.abs(clip.audio.astype(int)).max() > 1000]
+    assert len(loud) >= len(clips) // 2
+
+
+def test_a_seed_fixes_video_and_audio(game):
+    first, again = doom.record_many([BASIC, BASIC])
+    np.testing.assert_array_equal(first.video, again.video)
+    np.testing.assert_array_equal(first.audio, again.audio)
+    np.testing.assert_array_equal(first.actions, again.actions)
+
+
+@pytest.mark.parametrize("change", [{"seed": 4}, {"split": "validation"}])
+def test_seed_and_split_change_the_game(game, change):
+    other = dataclasses.replace(BASIC, **change)
+    left, right = (doom.replay(recording, doom.sample_actions(BASIC)) for recording in (BASIC, other))
+    assert (left.video != right.video).any()
+
+
+def test_replay_returns_the_recorded_clip(game):
+    recording = doom.Recording("basic", seed=2, frames=48)
+    clip = next(doom.record_many([recording]))
+    # The first policy shoots the monster, which ends the game, so this clip is of a later one.
+    assert (clip.actions != doom.sample_actions(recording)).any()
+    again = doom.replay(recording, clip.actions)
+    np.testing.assert_array_equal(clip.video, again.video)
+    np.testing.assert_array_equal(clip.audio, again.audio)
+
+
+@pytest.mark.parametrize(
+    "scenario", ["defend_the_center", "basic", "defend_the_line", "deathmatch", "freedoom2_map01"]
+)
+def test_one_shot_is_seen_and_heard_at_once(game, scenario):
+    recording = doom.Recording(scenario, seed=5, frames=16)
+    still = np.zeros((16, len(doom.ACTION_NAMES)), np.float32)
+    shot = still.copy()
+    shot[6, ATTACK] = 1
+    quiet, fired = doom.replay(recording, still), doom.replay(recording, shot)
+    assert first_difference(quiet.video, fired.video) in (6, 7)
+    assert first_difference(audio_by_frame(quiet), audio_by_frame(fired)) in (6, 7)
+
+
+def test_one_shot_is_seen_and_heard_in_the_same_tic(game):
+    recording = doom.Recording("defend_the_center", seed=5, frames=40, tics_per_frame=1)
+    still = np.zeros((40, len(doom.ACTION_NAMES)), np.float32)
+    shot = still.copy()
+    shot[20, ATTACK] = 1
+    quiet, fired = doom.replay(recording, still), doom.replay(recording, shot)
+    seen = first_difference(quiet.video, fired.video)
+    assert 20 <= seen <= 28
+    assert first_difference(audio_by_frame(quiet), audio_by_frame(fired)) == seen
+
+
+@pytest.mark.parametrize("scenario", ["defend_the_center", "freedoom2_map02"])
+def test_frames_of_four_tics_are_four_frames_of_one_tic(game, scenario):
+    coarse = doom.Recording(scenario, seed=9, frames=10)
+    fine = dataclasses.replace(coarse, frames=40, tics_per_frame=1)
+    actions = doom.sample_actions(coarse)
+    four, one = doom.replay(coarse, actions), doom.replay(fine, np.repeat(actions, 4, axis=0))
+    np.testing.assert_array_equal(four.video, one.video[3::4])
+    np.testing.assert_array_equal(four.audio, one.audio)
+
+
+def test_recording_leaves_nothing_behind(game, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    doom.record("basic", seed=0, frames=2)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="hides OpenAL from the Linux loader")
+def test_missing_openal_is_an_error_and_not_silence(game, tmp_path, monkeypatch):
+    (tmp_path / "libopenal.so.1").write_text("not a library")
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
+    armed = np.zeros((12, len(doom.ACTION_NAMES)), np.float32)
+    armed[2, ATTACK] = 1
+    with pytest.raises(RuntimeError, match="defend_the_center.*install the system library libopenal1"):
+        doom.replay(BASIC, armed)
+    unarmed = [doom.Recording("health_gathering", seed, 4) for seed in range(2)]
+    with pytest.raises(RuntimeError, match="every clip up to this one.*libopenal1"):
+        list(doom.record_many(unarmed))
+
+
+def test_an_early_end_is_an_error(game):
+    recording = doom.Recording("take_cover", seed=0, frames=1200)
+    with pytest.raises(doom.EpisodeEndedError, match=r"the game ended in frame \d+ of 1200"):
+        doom.replay(recording, np.zeros((1200, len(doom.ACTION_NAMES)), np.float32))
+
+
+def test_an_unknown_resolution_names_the_known_ones(game):
+    with pytest.raises(ValueError, match="resolution is 'RES_17X13'; use one of .*RES_160X120"):
+        doom.record("basic", seed=0, frames=1, resolution="RES_17X13")
+
+
+def test_missing_vizdoom_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "vizdoom", None)
+    with pytest.raises(ImportError, match=r"pip install 'pixr1-jax\[doom\]'.*libopenal1"):
+        doom.record("basic", seed=0, frames=1)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("scenario", "doom3", "scenario is 'doom3'; use one of basic"),
+        ("scenario", "freedoom2_map33", "scenario is 'freedoom2_map33'"),
+        ("seed", -1, "seed is -1"),
+        ("frames", 0, "frames is 0"),
+        ("split", "a/b", "split is 'a/b'"),
+        ("resolution", "160x120", "resolution is '160x120'"),
+        ("sample_rate", 16000, "sample_rate is 16000; use one of"),
+        ("tics_per_frame", 0, "tics_per_frame is 0"),
+    ],
+)
+def test_bad_fields_are_named(field, value, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(BASIC, **{field: value})
+
+
+def test_actions_of_another_shape_are_refused():
+    with pytest.raises(ValueError, match=r"defend_the_center.*: actions have shape \[3, 8\]; use \[12, 8\]"):
+        doom.replay(BASIC, np.zeros((3, 8), np.float32))
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    seed=st.integers(0, 2**32),
+    frames=st.integers(1, 200),
+    tics=st.integers(1, 35),
+    scenario=st.sampled_from([*doom.SCENARIOS, "freedoom1_e4m9", "freedoom2_map32"]),
+)
+def test_policy_presses_what_the_scenario_is_about_and_never_opposites(seed, frames, tics, scenario):
+    recording = doom.Recording(scenario, seed, frames, tics_per_frame=tics)
+    actions = doom.sample_actions(recording)
+    assert actions.shape == (frames, len(doom.ACTION_NAMES))
+    assert set(np.unique(actions)) <= {0.0, 1.0}
+    pressed = {name for name, column in zip(doom.ACTION_NAMES, actions.T, strict=True) if column.any()}
+    assert pressed <= set(doom.find_scenario(scenario).buttons)
+    for left, right in ((0, 1), (2, 3), (4, 5)):
+        assert not (actions[:, left] * actions[:, right]).any()
+    np.testing.assert_array_equal(actions, doom.sample_actions(recording))
+
+
+def test_policy_varies_and_holds_its_buttons():
+    actions = [doom.sample_actions(doom.Recording("deathmatch", seed, 400)) for seed in range(8)]
+    assert len({one.tobytes() for one in actions}) == 8
+    stacked = np.stack(actions)
+    assert (stacked.mean(axis=(0, 1)) > 0.03).all()
+    changes = (stacked[:, 1:] != stacked[:, :-1]).mean(axis=(0, 1))
+    assert (changes < 0.5).all()
