@@ -29,16 +29,17 @@ def attend(
     q: jax.Array, k: jax.Array, v: jax.Array, lists: BlockLists, key_valid: jax.Array, *, block: int, scale: float
 ) -> jax.Array:
     """Softmax attention, computed densely in float32; see `pixr1_jax.attention.api.attend`."""
-    batch, queries, heads, dim = q.shape
+    batch, queries, heads, _ = q.shape
     mask = dense_mask(lists, key_valid, block)[:, None, :, None]
-    q32, k32, v32 = (x.astype(jnp.float32) for x in (q, k, v))
-    # Masked values are dropped before the product: padding may hold anything, NaN included.
+    # Padding may hold anything, NaN included: it is cleared, since a weight of zero alone would keep it.
     alive = (jnp.arange(block) < key_valid[..., None]).reshape(batch, -1)[..., None, None]
-    k32, v32 = (jnp.where(alive, x, 0.0) for x in (k32, v32))
-    scores = scale * jnp.einsum("bqhd,bkhd->bhqk", q32, k32, precision=jax.lax.Precision.HIGHEST)
-    scores = scores.reshape(batch, heads, queries // block, block, -1)
-    peak = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True, where=mask, initial=-1e30))
-    weights = jnp.where(mask, jnp.exp(jnp.where(mask, scores - peak, 0.0)), 0.0)
-    total = weights.sum(axis=-1, keepdims=True)
-    weights = (weights / jnp.where(total > 0, total, 1.0)).reshape(batch, heads, queries, -1)
-    return jnp.einsum("bhqk,bkhd->bqhd", weights, v32, precision=jax.lax.Precision.HIGHEST).astype(q.dtype)
+    q32, k32, v32 = q.astype(jnp.float32), *(jnp.where(alive, x.astype(jnp.float32), 0.0) for x in (k, v))
+    exact = jax.lax.Precision.HIGHEST
+    scores = scale * jnp.einsum("bqhd,bkhd->bhqk", q32, k32, precision=exact)
+    scores = scores.reshape(batch, heads, queries // block, block, -1) + jnp.where(mask, 0.0, -1e30)
+    peak = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
+    weights = jnp.exp(scores - peak).reshape(batch, heads, queries, -1)
+    total = weights.sum(axis=-1).transpose(0, 2, 1)[..., None]
+    out = jnp.einsum("bhqk,bkhd->bqhd", weights, v32, precision=exact) / total
+    listed = jnp.repeat(lists.counts > 0, block, axis=-1)[..., None, None]
+    return jnp.where(listed, out, 0.0).astype(q.dtype)

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from absl import app
+from absl import app, logging
 
 DEBUG = "PIXR1_DEBUG"
 
@@ -16,18 +16,12 @@ DEBUG = "PIXR1_DEBUG"
 def run(main: Callable[[Sequence[str]], Any]) -> None:
     """Runs a verb's `main(argv)` through `absl.app.run`; does not return.
 
-    If the module of `main` has a function `define_flags()`, it is called first. Flags defined there, not when the
-    module is imported, let several verbs with a flag of the same name live in one process.
-
     ValueError (with its subclasses) and OSError (a missing file, a folder that cannot be written) end the process
     with one line and exit code 1. With PIXR1_DEBUG=1 in the environment they show their traceback.
 
     Args:
         main: called with the arguments that are left after the flags, the program's name first.
     """
-    define_flags = getattr(main, "__globals__", {}).get("define_flags")
-    if define_flags is not None:
-        define_flags()
     app.run(functools.partial(_guarded, main))
 
 
@@ -35,6 +29,8 @@ def _guarded(main: Callable[[Sequence[str]], Any], argv: Sequence[str]) -> None:
     if os.environ.get(DEBUG) == "1":
         main(argv)
         return
+    # Orbax tells dozens of lines a checkpoint at the level of information.
+    logging.set_verbosity(logging.WARNING)
     try:
         main(argv)
     except (ValueError, OSError) as error:

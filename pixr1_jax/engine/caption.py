@@ -76,9 +76,7 @@ def _draw_key(image: Image.Image, name: str, value: float, box: tuple[int, int, 
     image.paste(whole, (left, top))
 
 
-def _key_face(
-    name: str, width: int, height: int, fill: tuple[int, int, int], ink: tuple[int, int, int]
-) -> Image.Image:
+def _key_face(name: str, width: int, height: int, fill: tuple[int, int, int], ink: tuple[int, int, int]) -> Image.Image:
     face = Image.new("RGB", (width, height), _BACKGROUND)
     pen = ImageDraw.Draw(face)
     pen.rounded_rectangle((0, 0, width - 1, height - 1), radius=5, fill=fill)

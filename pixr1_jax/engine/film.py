@@ -21,7 +21,7 @@ from pixr1_jax.engine.caption import Caption, draw
 
 _SHORT_SIDE = 360
 _H264_OPTIONS = {"crf": "16", "preset": "medium"}
-# AAC at the rates of small worlds (6 kHz) has frames of 0.1 s and more, whose echo blurs a click; at these it has 21 ms.
+# At the rates of small worlds (6 kHz) AAC has frames of 0.1 s and more, whose echo blurs a click; here of 20 ms.
 _AAC_RATES = (44_100, 48_000)
 _AAC_BITS = 160_000
 _LAYOUTS = {1: "mono", 2: "stereo"}

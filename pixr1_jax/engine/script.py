@@ -54,9 +54,7 @@ class Script:
             actions[math.ceil(seconds * frame_rate) :] = values
         return actions
 
-    def prompts_by_chunk(
-        self, chunk_frames: int, frame_rate: fractions.Fraction
-    ) -> dict[int, str]:
+    def prompts_by_chunk(self, chunk_frames: int, frame_rate: fractions.Fraction) -> dict[int, str]:
         """Returns {chunk: text}: each prompt at the first chunk that starts at or after its time.
 
         Of several prompts at one chunk the last one stays.

@@ -70,7 +70,7 @@ class Checkpoints:
         self._directory, self._every_steps = _absolute(directory), every_steps
         _prepare(self._directory)
         # Kept in memory so that all processes decide alike, however late a shared folder shows a new file.
-        self._newest = max(_finished_steps(self._directory), default=-1)
+        self._newest = max(finished_steps(self._directory), default=-1)
         never = ocp.training.save_decision_policies.SpecificStepsPolicy(())
         newest = ocp.training.preservation_policies.LatestN(keep)
         self._checkpointer = ocp.training.Checkpointer(
@@ -118,7 +118,7 @@ class Checkpoints:
 
     def latest_step(self) -> int | None:
         """Returns the newest finished step, or None where there is none."""
-        return max(_finished_steps(self._directory), default=None)
+        return max(finished_steps(self._directory), default=None)
 
     def restore(self, abstract_state: Any, data_iterator: DataIterator, step: int | None = None) -> Any:
         """Reads a checkpoint onto the shardings of this run, and sets the data iterator.
@@ -330,7 +330,9 @@ def _is_unfinished(path: epath.Path) -> bool:
     return step.isdecimal() and path.is_dir() and not (path.name == step and (path / _COMMIT_MARKER).exists())
 
 
-def _finished_steps(directory: epath.Path) -> list[int]:
+def finished_steps(directory: str | os.PathLike[str]) -> list[int]:
+    """Returns the steps of all finished checkpoints in a directory, ascending; none if it does not exist."""
+    directory = _absolute(directory)
     if not directory.is_dir():
         return []
     return sorted(
@@ -341,7 +343,7 @@ def _finished_steps(directory: epath.Path) -> list[int]:
 
 
 def _step_path(directory: epath.Path, step: int | None) -> epath.Path:
-    steps = _finished_steps(directory)
+    steps = finished_steps(directory)
     if not steps:
         raise CheckpointError(f"{directory}: holds no finished checkpoint; check the path")
     if step is not None and step not in steps:

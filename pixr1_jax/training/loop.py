@@ -19,7 +19,7 @@ from pixr1_jax.core.config import save_config
 from pixr1_jax.core.progress import track
 from pixr1_jax.omni.model import Omni
 from pixr1_jax.training import setup
-from pixr1_jax.training.checkpoint import Checkpoints, load_params
+from pixr1_jax.training.checkpoint import Checkpoints, finished_steps, load_params
 from pixr1_jax.training.metrics import MetricWriter, Throughput
 from pixr1_jax.training.optimizer import learning_rate, make_optimizer
 from pixr1_jax.training.signals import stop_on_signal
@@ -136,6 +136,12 @@ def run(config: ConfigDict, stage: str, workdir: pathlib.Path) -> TrainState:
     checkpoints.close()
     writer.close()
     return state
+
+
+def finished(config: ConfigDict, stage: str, workdir: pathlib.Path) -> bool:
+    """Whether a stage has been trained to its last step."""
+    steps = finished_steps(setup.checkpoint_directory(workdir, stage))
+    return bool(steps) and steps[-1] >= config[stage].steps
 
 
 def _check_finite(metrics: dict[str, float], most: int) -> None:

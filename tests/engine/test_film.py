@@ -1,6 +1,7 @@
 """Films, decoded back: frame count, exact times, colours, sound in step."""
 
 import fractions
+from typing import Any
 
 import av
 import numpy as np
@@ -10,16 +11,16 @@ from pixr1_jax.engine import caption as caption_lib
 from pixr1_jax.engine import film as film_lib
 
 
-def _decode(path):
+def _decode(path) -> Any:
     with av.open(str(path)) as container:
         frames = list(container.decode(video=0))
-        times = [frame.pts * frame.time_base for frame in frames]
+        times = [(frame.pts or 0) * (frame.time_base or 0) for frame in frames]
         pictures = np.stack([frame.to_ndarray(format="rgb24") for frame in frames])
     with av.open(str(path)) as container:
         if not container.streams.audio:
             return pictures, times, None, 0, 0.0
         blocks = list(container.decode(audio=0))
-        start = float(blocks[0].pts * blocks[0].time_base)
+        start = float((blocks[0].pts or 0) * (blocks[0].time_base or 0))
         sound = np.concatenate([block.to_ndarray() for block in blocks], axis=1)
     return pictures, times, sound, blocks[0].sample_rate, start
 

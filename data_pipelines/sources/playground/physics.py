@@ -43,8 +43,8 @@ def substep(length: float, layout: Layout, bodies: Bodies, held: jax.Array) -> t
         held: bool [3], the buttons in the order of ACTION_NAMES.
 
     Returns:
-        The bodies after, and float32 [1 + balls]: the speed of the impact for each body that begins to sound in this
-        substep, else 0.
+        The bodies after, and float32 [1 + balls]: the speed of the impact for each body that begins to sound
+        in this substep, else 0.
     """
     agent, agent_impact = _move_agent(length, layout, bodies, held)
     position, velocity, ball_impact = _move_balls(length, layout, bodies, agent)
@@ -206,7 +206,7 @@ def _touch_world(
 
 
 def _closing_at_surface(closing: jax.Array, rise: jax.Array) -> jax.Array:
-    """Closing speed when the surface was reached, `rise` above where the substep ended: keeps energy exact."""
+    """Closing speed at the surface itself, `rise` above where the substep ended: keeps energy exact."""
     return jnp.where(closing > 0, jnp.sqrt(jnp.maximum(closing**2 - 2 * GRAVITY * rise, 0.0)), closing)
 
 

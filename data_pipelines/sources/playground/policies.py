@@ -1,4 +1,4 @@
-"""Players of the playground: which buttons a clip holds and which texts it brings, drawn by a NumPy generator."""
+"""Players of the playground: the buttons a clip holds and the texts it brings, drawn by a NumPy generator."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def texts(world: World, rng: np.random.Generator, frames: int) -> tuple[TextEven
 
 
 def _homeward(rng: np.random.Generator, away: float) -> int:
-    """A way to walk: the further right of the start, the more often left. Balls are where the agent has been."""
+    """A way to walk: the further right of the start, the more often left. The balls began near the start."""
     return LEFT if rng.random() < 0.5 + 0.4 * np.tanh(away / 0.5) else RIGHT
 
 

@@ -27,7 +27,8 @@ def record_many(
 ) -> Iterator[Clip]:
     """Records one clip a seed, in order.
 
-    The seed alone decides the world and, with the policy's name, what is played in it. Splits must not share seeds.
+    The seed alone decides the world and, with the policy's name, what is played in it: splits must not share
+    seeds.
 
     Args:
         world: the configuration.

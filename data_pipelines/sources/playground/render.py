@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from data_pipelines.sources.playground.scene import Shapes
-from data_pipelines.sources.playground.world import PHYSICS_RATE, RAIN_COLUMN, VIEW_TOP, WALL, Layout, World
+from data_pipelines.sources.playground.world import RAIN_COLUMN, VIEW_TOP, WALL, Layout, World
 
 SKY_TOP = ((0.36, 0.66, 0.95), (0.36, 0.27, 0.52), (0.05, 0.06, 0.19))  # day, dusk, night
 SKY_LOW = ((0.80, 0.93, 0.99), (0.99, 0.62, 0.40), (0.17, 0.20, 0.40))
@@ -29,10 +29,10 @@ TILE = 0.2  # width of a ground tile; the shading by turns shows how fast the gr
 OUTLINE = 0.012
 RAIN_PERIOD = 160  # substeps after which the rain repeats
 RAIN_HEIGHT = 1.15  # distance between two streaks of a column
-RAIN_STREAK = 0.13
-RAIN_HALF_WIDTH = 0.009
+RAIN_STREAK = 0.15
+RAIN_HALF_WIDTH = 0.008
 RAIN_COLOUR = (0.78, 0.86, 0.96)
-RAIN_OPACITY = 0.75
+RAIN_OPACITY = 0.85
 VISIBLE_PIXELS = 0.5
 
 
@@ -91,7 +91,7 @@ def render(
 def _compose(
     world: World, shapes: Shapes, light: jax.Array, x: jax.Array, y: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Colours and what still shines through [height, width, 4], and the visible pixels of each shape [shapes]."""
+    """Colours and what shines through [height, width, 4], and the visible pixels of each shape [shapes]."""
 
     def paint(image: jax.Array, shape: Shapes) -> tuple[jax.Array, jax.Array]:
         distance = _distance(shape, x[None, :], y[:, None])
@@ -172,16 +172,18 @@ def _background(
 
 def _rain(world: World, layout: Layout, x: jax.Array, y: jax.Array, substep: jax.Array) -> jax.Array:
     """How much of each pixel rain covers [height, width, 1]: one falling streak per column of air."""
+    scale = world.height
     columns = layout.rain_phase.shape[0]
     column = jnp.clip(jnp.floor(x / RAIN_COLUMN).astype(jnp.int32), 0, columns - 1)
     across = jnp.abs(x - (column + 0.5) * RAIN_COLUMN) - RAIN_HALF_WIDTH
+    # A streak thinner than a pixel is as much fainter.
+    share = jnp.clip(0.5 - across * scale, 0.0, 1.0) * jnp.minimum(1.0, 2 * RAIN_HALF_WIDTH * scale)
     fallen = jnp.mod(substep, RAIN_PERIOD) / RAIN_PERIOD + layout.rain_phase[column]
-    along = jnp.mod(y[:, None] + fallen[None, :] * RAIN_HEIGHT, RAIN_HEIGHT)
-    along = jnp.abs(along - RAIN_HEIGHT / 2) - RAIN_STREAK / 2
-    cover = jnp.clip(0.5 - across * world.height, 0.0, 1.0) * jnp.minimum(
-        1.0, 2 * RAIN_HALF_WIDTH * world.height
-    )
-    return (cover[None, :] * jnp.clip(0.5 - along * world.height, 0.0, 1.0))[..., None]
+    along = jnp.mod(y[:, None] + fallen[None, :] * RAIN_HEIGHT, RAIN_HEIGHT) - RAIN_HEIGHT / 2
+    streak = jnp.clip(0.5 - (jnp.abs(along) - RAIN_STREAK / 2) * scale, 0.0, 1.0)
+    fading = jnp.clip(0.65 - 0.7 * along / RAIN_STREAK, 0.0, 1.0)
+    air = jnp.clip(0.5 + y * scale, 0.0, 1.0)[:, None]
+    return (share[None, :] * streak * fading * air)[..., None]
 
 
 def _boxes(world: World, shapes: Shapes, owner: np.ndarray, objects: int, left: jax.Array) -> jax.Array:

@@ -85,7 +85,7 @@ def step(world: World, state: State, action: jax.Array, event_code: jax.Array) -
 def advance(
     world: World, state: State, actions: jax.Array, event_codes: jax.Array
 ) -> tuple[State, Observation]:
-    """Runs on from a state: actions [frames, 3], event_codes [frames]. Observations are stacked over frames."""
+    """Runs on from a state: actions [frames, 3], event_codes [frames]. Observations gain a frame axis."""
 
     def run(state: State, inputs: tuple[jax.Array, jax.Array]) -> tuple[State, Observation]:
         return step(world, state, *inputs)
@@ -97,7 +97,7 @@ def advance(
 def rollout(
     world: World, seed: int | jax.Array, actions: jax.Array, event_codes: jax.Array
 ) -> tuple[State, Observation]:
-    """Runs from reset: seed [], actions [frames, 3], event_codes [frames]. A pure function of its arguments."""
+    """Runs from reset: seed [], actions [frames, 3], event_codes [frames]; a pure function of them."""
     return advance(world, reset(world, seed), actions, event_codes)
 
 

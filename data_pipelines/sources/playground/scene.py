@@ -68,7 +68,7 @@ _LANDMARKS = np.array(
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Shapes:
-    """Rounded trapezoids: with the right sizes also boxes, triangles, capsules and circles. Units of the world."""
+    """Rounded trapezoids: with the right sizes also boxes, triangles, capsules and circles. World units."""
 
     centre: jax.Array  # [shapes, 2]
     lower: jax.Array  # [shapes] half width at the bottom

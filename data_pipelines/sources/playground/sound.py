@@ -1,8 +1,9 @@
 """Sound of contacts: one damped oscillator per body and channel, exact on the frame clock.
 
-A contact of strength `a` at sample `s` adds `a * exp(-(n - s) / decay) * sin(2 pi pitch (n - s) / sample_rate)` to
-every sample `n >= s`. The sum of all contacts of a body is the imaginary part of one complex number that turns and
-shrinks from sample to sample, so nothing but that number has to be carried from frame to frame.
+A contact of amplitude `a` adds `a * exp(-t / decay) * sin(2 pi pitch t)`, `t` seconds after its first sample.
+The sum over all contacts of a body is the imaginary part of one complex number that turns and shrinks from
+sample to sample, so nothing but that number is carried from frame to frame. The bodies are added and bent
+into -1..1 by tanh.
 """
 
 import jax

@@ -38,7 +38,7 @@ def event_codes(world: World, events: Sequence[TextEvent], frames: int) -> np.nd
         frames: length of the rollout.
 
     Raises:
-        ValueError: a text is unknown, or the events do not begin at frame 0, are not sorted or lie outside the rollout.
+        ValueError: a text is unknown, or the events do not begin at frame 0, do not rise, or pass the end.
     """
     del world  # every playground knows the same texts
     starts = [event.frame for event in events]

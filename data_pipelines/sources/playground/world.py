@@ -62,8 +62,8 @@ class World:
             )
         if self.sample_rate % self.frame_rate:
             raise ValueError(
-                f"World.sample_rate {self.sample_rate} is not a multiple of World.frame_rate {self.frame_rate}; "
-                "a frame must hold a whole number of samples"
+                f"World.sample_rate {self.sample_rate} is not a multiple of World.frame_rate "
+                f"{self.frame_rate}; a frame must hold a whole number of samples"
             )
         if self.sample_rate < MIN_SAMPLE_RATE:
             raise ValueError(f"World.sample_rate is {self.sample_rate}; use at least {MIN_SAMPLE_RATE} Hz")
@@ -145,7 +145,7 @@ class State:
 
 
 def camera_x(world: World, agent_x: jax.Array) -> jax.Array:
-    """Centre of the view [...] for an agent at agent_x [...]: follows it, clamped at the ends of the world."""
+    """Centre of the view [...] for an agent at agent_x [...], clamped at the ends of the world."""
     half = world.view_width / 2
     return jnp.clip(agent_x, half, world.length - half)
 
@@ -160,8 +160,8 @@ def reset(world: World, seed: int | jax.Array) -> State:
     """
     balls, platforms, landmarks = world.balls, world.platforms, world.landmarks
     columns = int(world.length / RAIN_COLUMN) + 2
-    counts = {"start": 1, "ball_order": balls, "ball_size": balls, "ball_bounce": balls, "ball_hue": 1 + balls}
-    counts |= {"ball_x": balls, "ball_y": balls, "ball_speed": balls}
+    counts = {"start": 1, "ball_x": balls, "ball_y": balls, "ball_speed": balls, "ball_hue": 1 + balls}
+    counts |= {"ball_order": balls, "ball_size": balls, "ball_bounce": balls}
     counts |= {"platform_x": platforms, "platform_y": platforms, "platform_width": platforms}
     counts |= {"platform_hue": 1 + platforms, "landmark_x": landmarks, "landmark_kind": LANDMARK_KINDS}
     counts |= {"landmark_hue": 1 + landmarks, "hill": 2, "rain": columns}

@@ -74,9 +74,9 @@ def test_a_recorded_clip_is_the_rollout_of_its_seed_actions_and_events() -> None
 
 def test_many_clips_come_in_order_whatever_the_batch() -> None:
     seeds = [4, 9, 2, 30, 11]
-    clips = list(record_many(WORLD, iter(seeds), "wander", 10, split="test", batch=2))
+    clips = list(record_many(WORLD, iter(seeds), "wander", 20, split="test", batch=2))
     assert [clip.seed for clip in clips] == seeds
-    alone = record(WORLD, 11, "wander", 10, split="test")
+    alone = record(WORLD, 11, "wander", 20, split="test")
     assert np.abs(alone.video.astype(int) - clips[-1].video.astype(int)).max() <= 1
     np.testing.assert_array_equal(alone.actions, clips[-1].actions)
 

@@ -44,8 +44,7 @@ def test_boxes_and_visibility_of_balls_agree_with_pixels() -> None:
     assert checked > 100 and hidden > 20
 
 
-def test_boxes_hold_exactly_what_the_object_covers() -> None:
-    """Moving only the camera's subject: the pixels that differ from a world without the ball lie in its box."""
+def test_the_box_of_a_ball_is_its_circle_on_the_screen() -> None:
     state, observed = play(WORLD, 3, 1)
     position = np.asarray(observed.bodies.position)[0, 1]
     radius = float(state.layout.ball_radius[0])

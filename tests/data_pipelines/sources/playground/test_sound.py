@@ -29,7 +29,7 @@ def test_silence_until_the_declared_onset_then_sound_within_a_sample() -> None:
 
 
 def test_the_onset_is_the_substep_of_the_contact() -> None:
-    """At 240 frames a second the first bounce shows in the velocities: the same instant must be declared at 12."""
+    """At 240 frames a second the first bounce shows in the velocities: at 12 it must be declared then."""
     fine = World(height=16, width=24, frame_rate=240, sample_rate=6000)
     _, watched, _ = play(fine, 0, np.zeros((240, 3), np.float32))
     rises = np.diff(np.asarray(watched.bodies.velocity)[:, 1:, 1], axis=0) > 0.3
@@ -47,7 +47,6 @@ def test_sound_is_the_sum_of_its_onsets(sample_rate: int) -> None:
     state, observed, audio = play(world, 3, actions)
     onsets = onset_list(observed)
     assert len({onset.body for onset in onsets}) == 3
-    power = np.zeros(len(audio))
     times = np.arange(len(audio))
     waves = []
     for onset in onsets:
@@ -59,8 +58,7 @@ def test_sound_is_the_sum_of_its_onsets(sample_rate: int) -> None:
     waves = np.stack(waves, axis=1)
     linear = np.arctanh(audio.astype(np.float64))
     gains, *_ = np.linalg.lstsq(waves, linear, rcond=None)
-    power = np.abs(waves @ gains - linear).max()
-    assert power < 1e-3
+    assert np.abs(waves @ gains - linear).max() < 1e-3
     np.testing.assert_allclose((gains**2).sum(axis=1), 1.0, atol=0.02)
 
 
@@ -97,7 +95,7 @@ def test_pan_follows_the_screen_and_pitch_the_radius() -> None:
         state, observed, audio = play(WORLD, seed, np.zeros((12, 3), np.float32))
         order = np.argsort(np.asarray(state.layout.ball_radius))
         assert (np.diff(np.asarray(state.layout.pitch)[1:][order]) < 0).all()
-        assert 150 <= np.asarray(state.layout.pitch).min() and np.asarray(state.layout.pitch).max() <= 1200
+        assert np.asarray(state.layout.pitch).min() >= 150 and np.asarray(state.layout.pitch).max() <= 1200
         for onset in onset_list(observed)[:1]:
             frame = onset.sample // WORLD.samples_per_frame
             offset = float(observed.bodies.position[frame, onset.body, 0] - observed.camera[frame])

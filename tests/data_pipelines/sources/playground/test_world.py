@@ -90,7 +90,7 @@ def test_a_rollout_in_pieces_is_the_whole_rollout() -> None:
         pieces.append(piece)
     assert_trees_equal(state, end, atol=1e-6)
     joined = jax.tree.map(lambda *parts: np.concatenate(parts), *pieces)
-    assert_trees_equal(joined, whole, atol=1e-6)
+    assert_trees_equal(joined, whole, atol=1e-6, rtol=1e-6)
 
 
 def test_step_is_one_frame_of_the_rollout() -> None:
@@ -108,7 +108,7 @@ def test_reset_takes_traced_seeds() -> None:
     assert_trees_equal(jax.tree.map(lambda leaf: leaf[1], states), reset(WORLD, 4), atol=1e-6)
 
 
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=3, deadline=None)
 @given(height=st.integers(8, 40), width=st.integers(8, 60), frame_rate=st.sampled_from([1, 10, 16, 60, 240]))
 def test_any_size_and_rate(height: int, width: int, frame_rate: int) -> None:
     world = World(height=height, width=width, frame_rate=frame_rate, sample_rate=9600)
