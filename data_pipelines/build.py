@@ -76,9 +76,7 @@ def _lazy(source: Callable[[], Iterable[Clip]]) -> Iterator[Clip]:
 
 
 @contextlib.contextmanager
-def _reporter(
-    progress: bool, total: int | None, description: str
-) -> Iterator[Callable[[str, Clip], None] | None]:
+def _reporter(progress: bool, total: int | None, description: str) -> Iterator[Callable[[str, Clip], None] | None]:
     """Yields what to call after each clip, or None where nothing is to be shown."""
     if not progress:
         yield None

@@ -1,8 +1,8 @@
-"""The clip record: one recording (video, sound, actions, text) and its self-checking bytes.
+r"""The clip record: one recording (video, sound, actions, text) and its self-checking bytes.
 
 Layout of an encoded clip, little-endian:
 
-    magic "PX1CLIP\\0" | version u32 | header bytes u32 | header crc32 u32 | header (JSON, UTF-8) | payload
+    magic "PX1CLIP\0" | version u32 | header bytes u32 | header crc32 u32 | header (JSON, UTF-8) | payload
 
 The payload is the actions (raw float32), the sound (one FLAC file, absent for a silent clip) and the video: a
 list of independently coded groups of at most one second, so a window decodes only the groups it touches.
@@ -248,9 +248,7 @@ def _open(data: bytes) -> tuple[dict[str, Any], memoryview]:
         raise ClipError(f"clip record is truncated: {len(view)} bytes, fewer than its preamble; rebuild it")
     magic, version, size, checksum = _PREAMBLE.unpack_from(view)
     if magic != _MAGIC:
-        raise ClipError(
-            "bytes are no clip record (wrong magic); give what data_pipelines.clip.encode returned"
-        )
+        raise ClipError("bytes are no clip record (wrong magic); give what data_pipelines.clip.encode returned")
     if version != VERSION:
         raise ClipError(f"clip record has version {version}, this code reads {VERSION}; rebuild the dataset")
     text, payload = view[_PREAMBLE.size :][:size], view[_PREAMBLE.size + size :]
@@ -264,9 +262,7 @@ def _open(data: bytes) -> tuple[dict[str, Any], memoryview]:
     except (ValueError, LookupError, TypeError) as error:
         raise ClipError(f"clip record has a bad header: {one_line(error)}; rebuild it") from error
     if len(payload) != expected:
-        raise ClipError(
-            f"clip record is truncated: payload has {len(payload)} of {expected} bytes; rebuild it"
-        )
+        raise ClipError(f"clip record is truncated: payload has {len(payload)} of {expected} bytes; rebuild it")
     if zlib.crc32(payload) != payload_checksum:
         raise ClipError("clip record has a damaged payload (checksum differs); rebuild it")
     return header, payload
@@ -399,9 +395,7 @@ def _check_events(clip: Clip) -> None:
     previous = -1
     for event in clip.events:
         if type(event.frame) is not int or not previous < event.frame < clip.frames:
-            raise ClipError(
-                f"events has frame {event.frame!r} after {previous}; use rising ints below {clip.frames}"
-            )
+            raise ClipError(f"events has frame {event.frame!r} after {previous}; use rising ints below {clip.frames}")
         _check_text("events", event.text)
         previous = event.frame
 

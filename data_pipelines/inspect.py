@@ -70,9 +70,7 @@ def inspect(
     summary = _summarise(dataset)
     console = rich.console.Console(markup=False, highlight=False)
     actions = ", ".join(summary["action_names"]) or "none"
-    console.print(
-        f"{summary['directory']}: video {summary['video_codec']}, actions {actions}", soft_wrap=True
-    )
+    console.print(f"{summary['directory']}: video {summary['video_codec']}, actions {actions}", soft_wrap=True)
     console.print(_table(summary))
     if verify:
         total = sum(split["clips"] for split in summary["splits"].values())

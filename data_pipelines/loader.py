@@ -116,9 +116,7 @@ def make_iterator(
       ValueError: The batch cannot be divided, or the process does not exist.
     """
     if batch_size < 1 or process_count < 1 or batch_size % process_count:
-        raise ValueError(
-            f"batch_size={batch_size} must be a positive multiple of process_count={process_count}"
-        )
+        raise ValueError(f"batch_size={batch_size} must be a positive multiple of process_count={process_count}")
     if not 0 <= process_index < process_count:
         raise ValueError(f"process_index={process_index} must be from 0 to {process_count - 1}")
     source = row_source(dataset, plan, plan.spec, cache_mb=cache_mb)
@@ -202,9 +200,7 @@ class ClipCache:
         self._used = 0
 
     def __getstate__(self):
-        return {
-            name: value for name, value in self.__dict__.items() if name not in ("_lock", "_clips", "_used")
-        }
+        return {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_clips", "_used")}
 
     def __setstate__(self, state):
         self.__dict__.update(state)
@@ -229,7 +225,4 @@ def _clip_bytes(clip: Clip) -> int:
 
 def _decoded_bytes(info: ClipInfo) -> int:
     samples = int(info.frames * info.sample_rate / info.frame_rate)
-    return (
-        info.frames * (info.height * info.width * 3 + 4 * len(info.action_names))
-        + 2 * samples * info.channels
-    )
+    return info.frames * (info.height * info.width * 3 + 4 * len(info.action_names)) + 2 * samples * info.channels

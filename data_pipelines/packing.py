@@ -79,9 +79,7 @@ class TokenSpec:
 
     def __post_init__(self):
         if self.audio_tokens and self.hops % self.audio_tokens:
-            raise ValueError(
-                f"tokens.hops={self.hops} must be a multiple of tokens.audio_tokens={self.audio_tokens}"
-            )
+            raise ValueError(f"tokens.hops={self.hops} must be a multiple of tokens.audio_tokens={self.audio_tokens}")
 
     @property
     def patch_dim(self) -> int:
@@ -143,9 +141,7 @@ class Cost:
     noisy_blocks: int
 
     def __add__(self, other: "Cost") -> "Cost":
-        return Cost(
-            *(a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True))
-        )
+        return Cost(*(a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))
 
     def fits(self, row: RowSpec) -> bool:
         """Whether this cost is within every capacity of `row`."""
@@ -239,10 +235,7 @@ class RowBuilder:
             "slot": np.zeros(tokens, np.int32),
             "position": np.zeros((tokens, 3), np.float32),
             "block_segment": np.full(blocks, -1, np.int32),
-            **{
-                f"block_{name}": np.zeros(blocks, np.int32)
-                for name in ("chunk", "role", "kind", "valid", "until")
-            },
+            **{f"block_{name}": np.zeros(blocks, np.int32) for name in ("chunk", "role", "kind", "valid", "until")},
         }
         self.next_block = 0
 
@@ -379,9 +372,7 @@ def pack_row(spec: TokenSpec, row: RowSpec, windows: Sequence[Window]) -> dict[s
     return content | layout
 
 
-def _fill_content(
-    spec: TokenSpec, content: Mapping[str, np.ndarray], window: Window, slot: int, patch: int
-) -> None:
+def _fill_content(spec: TokenSpec, content: Mapping[str, np.ndarray], window: Window, slot: int, patch: int) -> None:
     clip = window.clip
     height, width = clip.video.shape[1:3]
     rows = patch_lib.patchify(clip.video, spec.chunk_frames, spec.patch)
@@ -430,6 +421,4 @@ def _check_window(spec: TokenSpec, window: Window) -> None:
         )
     longest = max((len(event.text.encode()) for event in clip.events), default=0)
     if longest > spec.text_bytes:
-        raise ValueError(
-            f"{clip.episode}: a text event has {longest} bytes but tokens.text_bytes={spec.text_bytes}"
-        )
+        raise ValueError(f"{clip.episode}: a text event has {longest} bytes but tokens.text_bytes={spec.text_bytes}")

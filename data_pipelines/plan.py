@@ -106,9 +106,7 @@ class PackPlan:
           PlanError: There are no clips, or a clip disagrees with `spec` or fits no row.
         """
         if window_chunks < 1 or rows_windows < 1:
-            raise PlanError(
-                f"window_chunks={window_chunks} and rows_windows={rows_windows} must be at least 1"
-            )
+            raise PlanError(f"window_chunks={window_chunks} and rows_windows={rows_windows} must be at least 1")
         if not infos:
             raise PlanError("the plan has no clips; check the dataset's split")
         self.infos, self.spec, self.window_chunks = tuple(infos), spec, window_chunks
@@ -170,9 +168,7 @@ class PackPlan:
             tokens += count * (content + text_tokens)
             blocks += count * (cost.clean_blocks + cost.noisy_blocks + text_blocks)
         computed = self.rows_per_epoch * self.row_spec.blocks
-        return Efficiency(
-            tokens=float(tokens / (computed * self.spec.block)), blocks=float(blocks / computed)
-        )
+        return Efficiency(tokens=float(tokens / (computed * self.spec.block)), blocks=float(blocks / computed))
 
     def _window(self, epoch: int, order: "_EpochOrder", window: int) -> WindowRef:
         clip = int(np.searchsorted(self._first, window, side="right")) - 1
@@ -272,15 +268,11 @@ def _text_load(info: ClipInfo, spec: TokenSpec, window: int) -> _TextLoad:
 
 def _clip_cost(info: ClipInfo, spec: TokenSpec, chunks: int, text: _TextLoad) -> np.ndarray:
     cost = window_cost(spec, info.height, info.width, chunks, ())
-    cost = cost + Cost(
-        chunks=0, patches=0, text=text.most_tokens, clean_blocks=text.most_blocks, noisy_blocks=0
-    )
+    cost = cost + Cost(chunks=0, patches=0, text=text.most_tokens, clean_blocks=text.most_blocks, noisy_blocks=0)
     return np.array(dataclasses.astuple(cost), np.int64)
 
 
-def _size_classes(
-    infos: Sequence[ClipInfo], lengths: np.ndarray, costs: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def _size_classes(infos: Sequence[ClipInfo], lengths: np.ndarray, costs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Class of each clip, int64 [clips], and the most that its windows take, int64 [classes, capacities]."""
     sizes = np.array([(info.height, info.width, length) for info, length in zip(infos, lengths, strict=True)])
     _, class_of = np.unique(sizes, axis=0, return_inverse=True)
@@ -364,9 +356,7 @@ def _check_clip(info: ClipInfo, spec: TokenSpec) -> None:
         )
     longest = max((len(event.text.encode()) for event in info.events), default=0)
     if longest > spec.text_bytes:
-        raise PlanError(
-            f"{info.episode}: a text event has {longest} bytes; raise tokens.text_bytes={spec.text_bytes}"
-        )
+        raise PlanError(f"{info.episode}: a text event has {longest} bytes; raise tokens.text_bytes={spec.text_bytes}")
 
 
 def _check_fit(info: ClipInfo, chunks: int, cost: np.ndarray, row: RowSpec) -> None:

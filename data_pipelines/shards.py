@@ -202,9 +202,7 @@ def open_dataset(directory: str | os.PathLike[str]) -> Dataset:
                 info = _parse_index_line(line)
                 clips[info.split].append(info)
             except (ValueError, LookupError, TypeError) as error:
-                raise ShardError(
-                    f"{path} line {number + 1} is bad ({one_line(error)}); rebuild it"
-                ) from error
+                raise ShardError(f"{path} line {number + 1} is bad ({one_line(error)}); rebuild it") from error
     return Dataset(directory, manifest, clips)
 
 
@@ -215,9 +213,7 @@ class Dataset:
     processes can share it.
     """
 
-    def __init__(
-        self, directory: pathlib.Path, manifest: Manifest, clips: Mapping[str, list[ClipInfo]]
-    ) -> None:
+    def __init__(self, directory: pathlib.Path, manifest: Manifest, clips: Mapping[str, list[ClipInfo]]) -> None:
         self.directory = directory
         self.manifest = manifest
         self._clips = dict(clips)
@@ -261,9 +257,7 @@ class Dataset:
         except (RuntimeError, IndexError, TypeError) as error:
             raise ShardError(f"{where} cannot be read ({one_line(error)}); rebuild the dataset") from error
         if clip.episode != info.episode:
-            raise ShardError(
-                f"{where} is {clip.episode!r}, the index says {info.episode!r}; rebuild the dataset"
-            )
+            raise ShardError(f"{where} is {clip.episode!r}, the index says {info.episode!r}; rebuild the dataset")
         return clip
 
     def verify(self, *, on_clip: Callable[[ClipInfo], None] | None = None) -> None:
@@ -293,9 +287,7 @@ class Dataset:
             for info in self._clips[split]:
                 if _info(self.read(info), info.split, info.file, info.record) != info:
                     path = self.directory / info.file
-                    raise ShardError(
-                        f"{path} record {info.record} differs from the index; rebuild the dataset"
-                    )
+                    raise ShardError(f"{path} record {info.record} differs from the index; rebuild the dataset")
                 if on_clip is not None:
                     on_clip(info)
 
@@ -336,9 +328,7 @@ def _write_split(
             try:
                 writers[shard].write(data)
             except RuntimeError as error:
-                raise ShardError(
-                    f"{directory / names[shard]} cannot be written ({one_line(error)})"
-                ) from error
+                raise ShardError(f"{directory / names[shard]} cannot be written ({one_line(error)})") from error
             infos[info.episode] = info
             if on_clip is not None:
                 on_clip(split, clip)
@@ -419,9 +409,7 @@ def _describe(
 
 def _check_request(clips_by_split: Mapping[str, Any], shards: Mapping[str, int]) -> None:
     if not clips_by_split or set(clips_by_split) != set(shards):
-        raise ShardError(
-            f"shards is for {sorted(shards)}, the splits are {sorted(clips_by_split)}; name the same"
-        )
+        raise ShardError(f"shards is for {sorted(shards)}, the splits are {sorted(clips_by_split)}; name the same")
     for split, count in shards.items():
         if not re.fullmatch(r"[A-Za-z0-9_]+", split):
             raise ShardError(f"split {split!r} is no file name; use letters, digits and _")

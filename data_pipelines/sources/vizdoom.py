@@ -224,9 +224,7 @@ def replay(recording: Recording, actions: np.ndarray) -> Clip:
     """
     expected = (recording.frames, len(ACTION_NAMES))
     if actions.shape != expected:
-        raise ValueError(
-            f"{recording.episode}: actions have shape {list(actions.shape)}; use {list(expected)}"
-        )
+        raise ValueError(f"{recording.episode}: actions have shape {list(actions.shape)}; use {list(expected)}")
     video, audio = _play(recording, actions)
     clip = Clip(
         video=video,

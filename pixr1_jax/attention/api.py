@@ -38,7 +38,9 @@ def attend(
       ValueError: Unknown implementation, or lengths that are not whole blocks.
     """
     if implementation not in IMPLEMENTATIONS:
-        raise ValueError(f"attention implementation {implementation!r} is unknown; use one of {sorted(IMPLEMENTATIONS)}")
+        raise ValueError(
+            f"attention implementation {implementation!r} is unknown; use one of {sorted(IMPLEMENTATIONS)}"
+        )
     if q.shape[1] != lists.counts.shape[1] * block or k.shape[1] != key_valid.shape[1] * block:
         raise ValueError(
             f"attend: {q.shape[1]} queries and {k.shape[1]} keys do not match {lists.counts.shape[1]} query and "

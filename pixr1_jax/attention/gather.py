@@ -25,7 +25,7 @@ def attend(
     q = q.reshape(batch, query_blocks, block, heads, dim)
 
     def group(q, indices, counts):
-        """q [batch, group, block, heads, dim] against its listed blocks."""
+        """Q [batch, group, block, heads, dim] against its listed blocks."""
         return _attend_group(q, k, v, indices, counts, key_valid, scale)
 
     if groups == 1:

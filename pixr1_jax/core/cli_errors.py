@@ -10,6 +10,8 @@ from typing import Any
 
 from absl import app, logging
 
+from pixr1_jax.core import config
+
 DEBUG = "PIXR1_DEBUG"
 
 
@@ -22,7 +24,7 @@ def run(main: Callable[[Sequence[str]], Any]) -> None:
     Args:
         main: called with the arguments that are left after the flags, the program's name first.
     """
-    app.run(functools.partial(_guarded, main))
+    app.run(functools.partial(_guarded, main), flags_parser=config.parse_flags)
 
 
 def _guarded(main: Callable[[Sequence[str]], Any], argv: Sequence[str]) -> None:

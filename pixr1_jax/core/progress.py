@@ -107,6 +107,5 @@ def _rate(count: int, start: float) -> float:
 
 def _info(info: dict[str, Any]) -> str:
     return " ".join(
-        f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}"
-        for name, value in info.items()
+        f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}" for name, value in info.items()
     )

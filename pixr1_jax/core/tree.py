@@ -87,9 +87,7 @@ def from_dict(template: Any, tree: Mapping[str, Any]) -> Any:
     """
     wanted, given = named_leaves(template), named_leaves(tree)
     for name in sorted(wanted.keys() ^ given.keys()):
-        raise TreeError(
-            f"{name}: " + ("missing from the dicts" if name in wanted else "unknown to the template")
-        )
+        raise TreeError(f"{name}: " + ("missing from the dicts" if name in wanted else "unknown to the template"))
     return jax.tree.unflatten(jax.tree.structure(template), [given[name] for name in wanted])
 
 

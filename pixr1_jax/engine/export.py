@@ -49,7 +49,7 @@ def export(
     building = pathlib.Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         weights = {name: np.asarray(value) for name, value in tree.named_leaves(model).items()}
-        np.savez(building / "weights.npz", **weights)
+        np.savez(building / "weights.npz", allow_pickle=False, **weights)
         files: dict[str, dict[str, str]] = {}
         for platform in platforms:
             files[platform] = {}

@@ -50,15 +50,17 @@ class Artifact:
         platform = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
         if platform not in manifest["programs"]:
             raise ArtifactError(
-                f"{root}/manifest.json: programs exist for {sorted(manifest['programs'])}, this device is {platform!r}; "
-                "export for this platform"
+                f"{root}/manifest.json: this device is {platform!r} and there are programs for "
+                f"{sorted(manifest['programs'])}; export for this platform"
             )
         programs = {name: _load_program(root / file) for name, file in manifest["programs"][platform].items()}
         try:
             with np.load(root / manifest["weights"]) as file:
                 weights = {name: jnp.asarray(file[name]) for name in file.files}
         except (OSError, ValueError) as error:
-            raise ArtifactError(f"{root / manifest['weights']}: weights cannot be read ({error}); export again") from error
+            raise ArtifactError(
+                f"{root / manifest['weights']}: weights cannot be read ({error}); export again"
+            ) from error
         return cls(manifest, weights, programs)
 
     def start(self, seed: int) -> "Stream":
@@ -157,7 +159,9 @@ def _load_program(path: pathlib.Path):
         raise ArtifactError(f"{path}: program is missing; export again") from error
     except Exception as error:
         reason = str(error).partition("\n")[0]
-        raise ArtifactError(f"{path}: jax {jax.__version__} cannot read this program ({reason}); export again") from error
+        raise ArtifactError(
+            f"{path}: jax {jax.__version__} cannot read this program ({reason}); export again"
+        ) from error
     # Donation is recorded in the program but not applied by it; the state is the second argument of all but `start`.
     donated = (1,) if len(exported.in_avals) > 1 else ()
     return jax.jit(exported.call, donate_argnums=donated)

@@ -71,13 +71,17 @@ class Stream:
           length: int32, bytes used; 0 leaves no text in force.
         """
         layout = _layout(self.cache.text_arrays())
-        valid = jnp.clip(length - self.config.tokens.block * jnp.arange(layout.blocks.count), 0, self.config.tokens.block)
+        valid = jnp.clip(
+            length - self.config.tokens.block * jnp.arange(layout.blocks.count), 0, self.config.tokens.block
+        )
         blocks = dataclasses.replace(layout.blocks, valid=valid[None].astype(jnp.int32))
         layout = dataclasses.replace(layout, blocks=blocks)
         batch = {"text": text[None], "actions": jnp.zeros((1, 0, self.config.tokens.action_dim))}
         x = tokens.embed(model, self.config, layout, batch, {})
         lists = block_lists(visible(blocks, blocks, self.config.memory), blocks.count)
-        modulation = tokens.modulation(model, self.config, layout, self._cells(jnp.zeros(()), jnp.zeros(()), jnp.ones(())))
+        modulation = tokens.modulation(
+            model, self.config, layout, self._cells(jnp.zeros(()), jnp.zeros(()), jnp.ones(()))
+        )
         _, (key, value) = backbone(model, self.config, x, modulation, layout.position, blocks, lists)
         return memory.write_text(self.cache, state, key[:, 0], value[:, 0], length, state["chunk"])
 
@@ -128,7 +132,8 @@ class Stream:
         state, clean = self._first_pass(model, state, noisy, actions, guidance, times[0], times[1])
         for before, time, target in zip(times, times[1:-1], times[2:], strict=False):
             noisy = Signals(
-                flow.advance(noisy.video, clean.video, before, time), flow.advance(noisy.audio, clean.audio, before, time)
+                flow.advance(noisy.video, clean.video, before, time),
+                flow.advance(noisy.audio, clean.audio, before, time),
             )
             clean = self._denoise(model, state, noisy, actions, guidance, time, target)
         clean = Signals(jnp.clip(clean.video, -1.0, 1.0), clean.audio)

@@ -47,9 +47,10 @@ class FlowMap:
     max_keys: int
 
     def loss(
-        self, params: Omni, teacher: Omni, batch: Batch, seed: int, step: jax.Array
+        self, params: Omni, teacher: Omni | None, batch: Batch, seed: int, step: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Loss and metrics of a packed batch; `teacher` are the frozen parameters of the teacher."""
+        assert teacher is not None, "distillation needs a teacher"
         config, spec = self.model, self.model.tokens
         scene = noised(config, self.sampling, batch, seed, step)
         time, nothing = scene.draw.time, jnp.zeros_like(scene.draw.drop)

@@ -13,7 +13,7 @@ from pixr1_jax.objectives.predict import Batch
 
 
 def guide(conditional: jax.Array, unconditional: jax.Array, strength: jax.Array) -> jax.Array:
-    """unconditional + w (conditional - unconditional); w = 1 is the conditional prediction."""
+    """Unconditional + w (conditional - unconditional); w = 1 is the conditional prediction."""
     return unconditional + strength * (conditional - unconditional)
 
 

@@ -23,7 +23,7 @@ def zeros_param(shape: Sequence[int], axes: tuple[str | None, ...]) -> nnx.Param
 
 
 def dot(x: jax.Array, kernel: nnx.Param) -> jax.Array:
-    """x @ kernel in the dtype of `x`."""
+    """X @ kernel in the dtype of `x`."""
     return x @ kernel[...].astype(x.dtype)
 
 

@@ -1,9 +1,9 @@
 """The streaming cache: sinks, a ring of recent chunks, and a bank of memory blocks (decision D8).
 
-Blocks of the cache stand in this order: previous text, text in force, sinks, ring, bank. They carry the same metadata as
-blocks of a training row, and the same `visible` decides what is read. Keys are kept without rotation; at a
-read each chunk is placed at its distance from the current one, at most `horizon`, so a stream never leaves
-the trained range.
+Blocks of the cache stand in this order: previous text, text in force, sinks, ring, bank. They carry the same
+metadata as blocks of a training row, and the same `visible` decides what is read. Keys are kept without rotation;
+at a read each chunk is placed at its distance from the current one, at most `horizon`, so a stream never leaves the
+trained range.
 """
 
 import dataclasses
@@ -105,7 +105,8 @@ def empty(config: OmniConfig, layout: CacheLayout) -> dict[str, jax.Array]:
 
     Returns:
       cache_key, cache_value [layers, tokens, heads, head_dim]; cache_chunk int32 [blocks] (-1 where empty);
-      cache_valid int32 [blocks]; cache_until int32 [text blocks], the chunk that ends each text; cache_weight float32 [bank], chunks that a bank block stands for.
+      cache_valid int32 [blocks]; cache_until int32 [text blocks], the chunk that ends each text;
+      cache_weight float32 [bank], chunks that a bank block stands for.
     """
     shape = (config.layers, layout.blocks * layout.tokens.block, config.heads, config.head_dim)
     dtype = jnp.dtype(config.dtype)

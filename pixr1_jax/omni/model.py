@@ -130,7 +130,9 @@ def backbone(
         shared = modulation + layer.modulation[...].astype(x.dtype)
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = jnp.split(shared, 6, axis=-1)
         q, k, v = layer.qkv_heads(nn.rms_norm(x) * (1 + scale_a) + shift_a, config.heads)
-        keys, values = (k, v) if cached is None else (jnp.concatenate([c, n], axis=1) for c, n in zip(cached, (k, v)))
+        keys, values = (
+            (k, v) if cached is None else (jnp.concatenate([c, n], axis=1) for c, n in zip(cached, (k, v), strict=True))
+        )
         mixed = api.attend(
             rope.rotate(q, own_angles),
             rope.rotate(keys, key_angles),

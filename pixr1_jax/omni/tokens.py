@@ -65,7 +65,7 @@ class Layout:
     @classmethod
     def of(cls, batch: Mapping[str, jax.Array]) -> "Layout":
         """The layout of a packed batch."""
-        return cls(*(batch[name] for name in ("kind", "index", "slot", "position")), Blocks.of(batch))
+        return cls(batch["kind"], batch["index"], batch["slot"], batch["position"], Blocks.of(batch))
 
     def __add__(self, other: "Layout") -> "Layout":
         join = lambda a, b: jnp.concatenate([a, b], axis=1)
@@ -75,8 +75,8 @@ class Layout:
         """Blocks `start` to `stop` of the row."""
         block = self.kind.shape[1] // self.blocks.count
         where = slice(start * block, None if stop is None else stop * block)
-        tokens = (x[:, where] for x in (self.kind, self.index, self.slot, self.position))
-        return Layout(*tokens, self.blocks[start:stop])
+        kind, index, slot, position = (x[:, where] for x in (self.kind, self.index, self.slot, self.position))
+        return Layout(kind, index, slot, position, self.blocks[start:stop])
 
 
 def to_pixels(values: jax.Array) -> jax.Array:
@@ -179,9 +179,7 @@ def modulation(model: Omni, config: OmniConfig, layout: Layout, cells: Cells) ->
     return jax.nn.one_hot(cell, by_cell.shape[1], dtype=dtype) @ by_cell
 
 
-def read_out(
-    model: Omni, config: OmniConfig, features: jax.Array, video_at: jax.Array, audio_at: jax.Array
-) -> Signals:
+def read_out(model: Omni, config: OmniConfig, features: jax.Array, video_at: jax.Array, audio_at: jax.Array) -> Signals:
     """Predicted clean content.
 
     Args:

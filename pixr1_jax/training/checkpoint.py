@@ -46,8 +46,9 @@ class DataIterator(Protocol):
 
 
 class Checkpoints:
-    """The checkpoints of one training run. Every process of the job makes the same calls, from its main
-    thread.
+    """The checkpoints of one training run.
+
+    Every process of the job makes the same calls, from its main thread.
 
     The run owns its directory: what a killed save left behind is removed when the object is created, so other
     programs read through `load_params`.
@@ -201,9 +202,7 @@ class _DataPosition:
         try:
             self._text = json.dumps(iterator.get_state())
         except TypeError as error:
-            raise CheckpointError(
-                f"data iterator: its state is not JSON ({error}); return plain values"
-            ) from error
+            raise CheckpointError(f"data iterator: its state is not JSON ({error}); return plain values") from error
 
     async def save(self, directory: ocp.path.PathAwaitingCreation) -> Awaitable[None]:
         text = self._text
@@ -294,9 +293,7 @@ def _savable(state: Any, directory: epath.Path) -> dict[str, Any]:
     for name, leaf in tree_lib.named_leaves(state).items():
         if not isinstance(leaf, jax.Array) or leaf.size == 0:
             kind = "an empty array" if isinstance(leaf, jax.Array) else f"a {type(leaf).__name__}"
-            raise CheckpointError(
-                f"{directory}: {name} is {kind}; only non-empty jax.Array leaves can be saved"
-            )
+            raise CheckpointError(f"{directory}: {name} is {kind}; only non-empty jax.Array leaves can be saved")
     return tree_lib.to_dict(state)
 
 
@@ -336,9 +333,7 @@ def finished_steps(directory: str | os.PathLike[str]) -> list[int]:
     if not directory.is_dir():
         return []
     return sorted(
-        int(path.name)
-        for path in directory.iterdir()
-        if path.name.isdecimal() and (path / _COMMIT_MARKER).exists()
+        int(path.name) for path in directory.iterdir() if path.name.isdecimal() and (path / _COMMIT_MARKER).exists()
     )
 
 

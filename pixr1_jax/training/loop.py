@@ -101,7 +101,9 @@ def run(config: ConfigDict, stage: str, workdir: pathlib.Path) -> TrainState:
     if checkpoints.latest_step() is None:
         first = setup.initial_model(sizes, dataset, plan, config.seed) if teacher is None else teacher
         # Buffers of its own: the step donates the state, the teacher must outlive it.
-        state = jax.jit(lambda params: initial_state(jax.tree.map(jnp.copy, params), tx), out_shardings=replicated)(first)
+        state = jax.jit(lambda params: initial_state(jax.tree.map(jnp.copy, params), tx), out_shardings=replicated)(
+            first
+        )
     else:
         abstract = jax.eval_shape(lambda params: initial_state(params, tx), template)
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), abstract)

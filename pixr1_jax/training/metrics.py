@@ -1,5 +1,4 @@
-"""Scalars of a run: one line a write in metrics.jsonl, the same in TensorBoard event files, and the loop's
-throughput.
+"""Scalars of a run: a line a write in metrics.jsonl, the same in TensorBoard event files; the loop's throughput.
 
 `metrics.jsonl` is the record: after any number of kills and restarts it is one clean sequence of steps, and
 its floats read back bit for bit.
@@ -56,9 +55,7 @@ class MetricWriter:
                 _truncate(self._path, first_step)
             self._file = open(self._path, "a", buffering=1, encoding="utf-8")  # noqa: SIM115 (closed by `close`)
         except OSError as error:
-            raise MetricsError(
-                f"{self._path}: cannot be written ({error.strerror}); choose another folder"
-            ) from error
+            raise MetricsError(f"{self._path}: cannot be written ({error.strerror}); choose another folder") from error
         self._board = SummaryWriter(
             str(self._path.parent),
             flush_secs=_FLUSH_SECONDS,
@@ -182,9 +179,7 @@ def _records(path: Path) -> Iterator[tuple[dict[str, float], str]]:
             )
         except (ValueError, AttributeError) as error:
             if number < len(lines):
-                raise MetricsError(
-                    f"{path}: line {number} is not a metrics record; remove that line"
-                ) from error
+                raise MetricsError(f"{path}: line {number} is not a metrics record; remove that line") from error
 
 
 def _truncate(path: Path, first_step: int) -> None:

@@ -184,9 +184,7 @@ def _in_float32(tx: optax.GradientTransformation) -> optax.GradientTransformatio
     def init(params: Params) -> optax.OptState:
         return tx.init(_as_float32(params))
 
-    def update(
-        updates: Params, state: optax.OptState, params: Params | None = None
-    ) -> tuple[Params, optax.OptState]:
+    def update(updates: Params, state: optax.OptState, params: Params | None = None) -> tuple[Params, optax.OptState]:
         return tx.update(_as_float32(updates), state, _as_float32(params))
 
     return optax.GradientTransformation(init, update)

@@ -66,7 +66,8 @@ def max_keys(config: OmniConfig, plan: PackPlan, window_chunks: int) -> int:
     spec, policy = config.tokens, config.memory
     if window_chunks > policy.horizon:
         raise ValueError(
-            f"pack.window_chunks={window_chunks} exceeds memory.horizon={policy.horizon}; positions would not be trained"
+            f"pack.window_chunks={window_chunks} exceeds memory.horizon={policy.horizon}; raise the horizon: a stream may "
+            "place no key nearer than training did"
         )
     head, text = spec.blocks_for(spec.head_tokens), spec.blocks_for(spec.text_bytes)
     sizes = {(info.height, info.width) for info in plan.infos}

@@ -41,7 +41,8 @@ def initial_state(params: Omni, tx: optax.GradientTransformation) -> TrainState:
     """State before the first step."""
     zero = jnp.zeros((), jnp.int32)
     ema = jax.tree.map(jnp.copy, params)
-    return TrainState(zero, params, ema, tx.init(params), zero, zero)
+    opt_state = tx.init(params)  # pyright: ignore[reportArgumentType] (a module is a pytree; optax's types do not know)
+    return TrainState(zero, params, ema, opt_state, zero, zero)
 
 
 def train_step(

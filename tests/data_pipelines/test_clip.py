@@ -31,9 +31,7 @@ FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 
 
-def make_clip(
-    frames=12, height=5, width=7, channels=1, clock=CLOCKS[0], actions=2, seed=0, **changes
-) -> Clip:
+def make_clip(frames=12, height=5, width=7, channels=1, clock=CLOCKS[0], actions=2, seed=0, **changes) -> Clip:
     rng = np.random.default_rng(seed)
     frame_rate, sample_rate, _ = clock
     clip = Clip(
@@ -57,9 +55,7 @@ def clips(draw) -> Clip:
     clock = draw(st.sampled_from(CLOCKS))
     frames = draw(st.integers(1, 8)) * clock[2]
     samples = int(frames * clock[1] / clock[0])
-    names = draw(
-        st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=5), unique=True, max_size=3)
-    )
+    names = draw(st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=5), unique=True, max_size=3))
     at = sorted(draw(st.sets(st.integers(0, frames - 1), max_size=3)))
     shape = (frames, draw(st.integers(1, 9)), draw(st.integers(1, 9)), 3)
     noise = np.random.default_rng(draw(st.integers(0, 2**32)))
@@ -98,9 +94,7 @@ def cut(clip: Clip, start: int, stop: int) -> Clip:
         video=clip.video[start:stop],
         audio=clip.audio[int(start * per_frame) : int(stop * per_frame)],
         actions=clip.actions[start:stop],
-        events=tuple(
-            TextEvent(f - start, in_force[f][0]) for f in range(start, stop) if f in changes and in_force[f]
-        ),
+        events=tuple(TextEvent(f - start, in_force[f][0]) for f in range(start, stop) if f in changes and in_force[f]),
     )
 
 
@@ -127,9 +121,7 @@ def test_window_decodes_only_the_groups_it_touches(monkeypatch):
     data = encode(clip)
     sizes = []
     original = clip_lib._DECODERS["zstd"]
-    monkeypatch.setitem(
-        clip_lib._DECODERS, "zstd", lambda blob, shape: sizes.append(shape[0]) or original(blob, shape)
-    )
+    monkeypatch.setitem(clip_lib._DECODERS, "zstd", lambda blob, shape: sizes.append(shape[0]) or original(blob, shape))
     assert_same(decode(data, 18, 21), cut(clip, 18, 21))
     assert sizes == [10, 10]
     assert_same(decode(data, 40, 45), cut(clip, 40, 45))
@@ -256,9 +248,7 @@ BAD_FIELDS = {
 }
 
 
-@pytest.mark.parametrize(
-    "field, value", [(field, value) for field, values in BAD_FIELDS.items() for value in values]
-)
+@pytest.mark.parametrize("field, value", [(field, value) for field, values in BAD_FIELDS.items() for value in values])
 def test_validate_names_the_field(field, value):
     with pytest.raises(ClipError) as error:
         encode(dataclasses.replace(make_clip(), **{field: value}))

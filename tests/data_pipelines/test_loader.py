@@ -84,9 +84,7 @@ def test_rows_hold_the_clips_content(dataset, plan, cache_mb):
                 padded = np.concatenate([np.zeros((5, 2), np.int16), clip.audio])  # one hop of silence first
                 expected = padded[start * 5 : start * 5 + 15]
                 np.testing.assert_array_equal(row["waveform"][slot], expected)
-                np.testing.assert_array_equal(
-                    row["actions"][2 * slot : 2 * slot + 2], clip.actions[start : start + 2]
-                )
+                np.testing.assert_array_equal(row["actions"][2 * slot : 2 * slot + 2], clip.actions[start : start + 2])
                 assert row["chunk_number"][slot] == start // 2
                 assert row["chunk_sample"][slot] == ref.sample_id
                 slot += 1

@@ -13,9 +13,7 @@ from data_pipelines import packing, patches
 from data_pipelines.clip import Clip, TextEvent
 from data_pipelines.packing import BlockKind, Role, RowSpec, TokenKind, TokenSpec, Window
 
-TEXTS = st.sampled_from(
-    ["", "rain", "night falls", "雪が降る", "a long prompt, longer than one block of tokens"]
-)
+TEXTS = st.sampled_from(["", "rain", "night falls", "雪が降る", "a long prompt, longer than one block of tokens"])
 
 
 def make_window(spec: TokenSpec, height: int, width: int, chunks: int, events, seed: int) -> Window:
@@ -103,9 +101,7 @@ def rows(draw) -> tuple[TokenSpec, RowSpec, list[Window]]:
         chunks = draw(st.integers(1, 4))
         frames = draw(st.sets(st.integers(0, chunks * spec.chunk_frames - 1), max_size=5))
         events = [(frame, draw(TEXTS)) for frame in sorted(frames)]
-        windows.append(
-            make_window(spec, draw(st.integers(1, 12)), draw(st.integers(1, 12)), chunks, events, seed)
-        )
+        windows.append(make_window(spec, draw(st.integers(1, 12)), draw(st.integers(1, 12)), chunks, events, seed))
     return spec, row_for(spec, windows, spare=draw(st.integers(0, 2))), windows
 
 
@@ -114,9 +110,7 @@ def tokens_of(spec: TokenSpec, packed: dict[str, np.ndarray]) -> list[dict]:
     tokens = []
     for block, valid in enumerate(packed["block_valid"]):
         for at in range(block * spec.block, block * spec.block + valid):
-            fields = {
-                name: int(packed[f"block_{name}"][block]) for name in ("segment", "chunk", "role", "until")
-            }
+            fields = {name: int(packed[f"block_{name}"][block]) for name in ("segment", "chunk", "role", "until")}
             own = {name: int(packed[name][at]) for name in ("kind", "index", "slot")}
             tokens.append({"at": at, "position": packed["position"][at], **fields, **own})
     return tokens
@@ -144,9 +138,7 @@ def test_blocks_are_pure_and_padded_at_their_end(drawn):
         if valid:
             assert {block_of[kind] for kind in kinds[block, :valid]} == {packed["block_kind"][block]}
             assert packed["block_role"][block] == (Role.NOISY if block >= row.clean_blocks else Role.CLEAN)
-            first = sum(
-                len(w.clip.video) // spec.chunk_frames for w in windows[: packed["block_segment"][block]]
-            )
+            first = sum(len(w.clip.video) // spec.chunk_frames for w in windows[: packed["block_segment"][block]])
             assert set(slots[block]) == {first + packed["block_chunk"][block]}
 
 
@@ -197,14 +189,10 @@ def test_pointers_and_content_are_those_of_the_clips(drawn):
         for chunk in range(frames // spec.chunk_frames):
             count = ceil(height, spec.patch) * ceil(width, spec.patch)
             here = slice(patch, patch + count)
-            video = patches.unpatchify(
-                packed["patches"][None, here], height, width, spec.chunk_frames, spec.patch
-            )
+            video = patches.unpatchify(packed["patches"][None, here], height, width, spec.chunk_frames, spec.patch)
             start = chunk * spec.chunk_frames
             np.testing.assert_array_equal(video, window.clip.video[start : start + spec.chunk_frames])
-            np.testing.assert_array_equal(
-                packed["patch_extent"][here], patches.patch_extent(height, width, spec.patch)
-            )
+            np.testing.assert_array_equal(packed["patch_extent"][here], patches.patch_extent(height, width, spec.patch))
             assert (packed["patch_slot"][here] == slot).all()
             np.testing.assert_array_equal(packed["patch_number"][here], np.arange(count))
             actions = packed["actions"][slot * spec.chunk_frames : (slot + 1) * spec.chunk_frames]

@@ -50,9 +50,7 @@ def clip_lists(draw) -> list[ClipInfo]:
         frames = draw(st.integers(2, 25))
         height, width = draw(st.sampled_from([(8, 8), (12, 20), (5, 9)]))
         starts = draw(st.sets(st.integers(0, frames - 1), max_size=4))
-        events = [
-            (frame, draw(st.sampled_from(["", "rain", "a text of more than one block"]))) for frame in starts
-        ]
+        events = [(frame, draw(st.sampled_from(["", "rain", "a text of more than one block"]))) for frame in starts]
         infos.append(make_info(number, frames, height, width, sorted(events)))
     return infos
 
@@ -100,9 +98,7 @@ def test_an_epoch_holds_every_window_once_and_no_row_is_too_full(infos, window_c
     for refs in epoch_rows(plan, epoch):
         assert refs
         use = true_use(plan, refs)
-        assert all(
-            use[field.name] <= getattr(plan.row_spec, field.name) for field in dataclasses.fields(RowSpec)
-        )
+        assert all(use[field.name] <= getattr(plan.row_spec, field.name) for field in dataclasses.fields(RowSpec))
         for ref in refs:
             windows[ref.info.episode].append((ref.start, ref.frames))
             ids.add(ref.sample_id)
@@ -111,12 +107,8 @@ def test_an_epoch_holds_every_window_once_and_no_row_is_too_full(infos, window_c
         chunks = info.frames // SPEC.chunk_frames
         found = sorted(windows[info.episode])
         length = min(chunks, window_chunks)
-        assert len(found) == chunks // length and {frames for _, frames in found} == {
-            length * SPEC.chunk_frames
-        }
-        assert all(
-            later[0] - earlier[0] == earlier[1] for earlier, later in zip(found, found[1:], strict=False)
-        )
+        assert len(found) == chunks // length and {frames for _, frames in found} == {length * SPEC.chunk_frames}
+        assert all(later[0] - earlier[0] == earlier[1] for earlier, later in zip(found, found[1:], strict=False))
         assert found[0][0] % SPEC.chunk_frames == 0 and found[0][0] >= 0 and sum(found[-1]) <= info.frames
 
 
@@ -156,9 +148,7 @@ def test_epochs_and_seeds_differ_in_order_company_and_cut():
 
 
 def test_every_phase_occurs():
-    plan = PackPlan(
-        [make_info(0, 22)], SPEC, window_chunks=4, row=None, seed=3
-    )  # 11 chunks: 2 windows, 3 to spare
+    plan = PackPlan([make_info(0, 22)], SPEC, window_chunks=4, row=None, seed=3)  # 11 chunks: 2 windows, 3 to spare
     starts = {min(ref.start for refs in epoch_rows(plan, epoch) for ref in refs) for epoch in range(40)}
     assert starts == {0, 2, 4, 6}
 
@@ -186,9 +176,7 @@ def test_mixed_resolutions_share_rows_within_given_capacities():
 
 def test_efficiency_is_the_average_over_epochs():
     events = [(0, "a caption of some length"), (9, ""), (14, "rain")]
-    infos = [make_info(n, 23, 12, 20, events) for n in range(3)] + [
-        make_info(n, 9, 5, 9) for n in range(3, 9)
-    ]
+    infos = [make_info(n, 23, 12, 20, events) for n in range(3)] + [make_info(n, 9, 5, 9) for n in range(3, 9)]
     plan = PackPlan(infos, SPEC, window_chunks=3, row=None, rows_windows=2, seed=0)
     epochs = 300
     uses = [true_use(plan, refs) for epoch in range(epochs) for refs in epoch_rows(plan, epoch)]

@@ -175,17 +175,13 @@ def test_restore_onto_another_mesh(tmp_path, old, new):
 
 def differing(state, what):
     if what == "shape":
-        return make_state(
-            width=32
-        ), "ema/blocks/bias is float32\\[2, 16\\] in the checkpoint and float32\\[2, 32\\]"
+        return make_state(width=32), "ema/blocks/bias is float32\\[2, 16\\] in the checkpoint and float32\\[2, 32\\]"
     if what == "dtype":
         return state._replace(
             step=jnp.float32(7)
         ), "step is int32\\[\\] in the checkpoint and float32\\[\\] in this run"
     if what == "extra":
-        return state._replace(
-            ema=None
-        ), "ema/blocks/bias is float32\\[2, 16\\] in the checkpoint and absent in this"
+        return state._replace(ema=None), "ema/blocks/bias is float32\\[2, 16\\] in the checkpoint and absent in this"
     wider = {**state._asdict(), "critic": {"w": jnp.ones((2, 2)), "v": jnp.ones(3)}}
     return wider, "critic/v is absent in the checkpoint and float32\\[3\\] in this run"
 
@@ -210,9 +206,7 @@ def test_weights_alone_are_read_without_the_rest(tmp_path):
     assert_same(load_params(tmp_path, template, which="params", step=7), state.params)
     with pytest.raises(CheckpointError, match=r"/7: ema/blocks/bias is float32\[2, 16\]"):
         load_params(tmp_path, Model(jax.random.key(1), 32))
-    with pytest.raises(
-        CheckpointError, match="holds no 'teacher'; it holds ema, key, opt_state, params, step"
-    ):
+    with pytest.raises(CheckpointError, match="holds no 'teacher'; it holds ema, key, opt_state, params, step"):
         load_params(tmp_path, template, which="teacher")  # pyright: ignore[reportArgumentType]
     with pytest.raises(CheckpointError, match="holds no finished checkpoint"):
         load_params(tmp_path / "elsewhere", template)
@@ -266,9 +260,7 @@ def test_another_number_of_processes_takes_over_a_common_position_only(tmp_path)
     restore(tmp_path, state, counter)
     assert counter.position == 7
     (folder / "process_1-of-2.json").write_text('{"position": 8}')
-    with pytest.raises(
-        CheckpointError, match=r"7/data: holds 2 different data positions.*number of processes"
-    ):
+    with pytest.raises(CheckpointError, match=r"7/data: holds 2 different data positions.*number of processes"):
         restore(tmp_path, state, Counter())
 
 
@@ -278,9 +270,7 @@ def test_a_refused_data_position_is_named(tmp_path):
             raise ValueError("another dataset")
 
     save(tmp_path, 7, make_state())
-    with pytest.raises(
-        CheckpointError, match=r"7/data: the data iterator refuses this position \(another dataset\)"
-    ):
+    with pytest.raises(CheckpointError, match=r"7/data: the data iterator refuses this position \(another dataset\)"):
         restore(tmp_path, make_state(), Stubborn())
 
 

@@ -89,9 +89,7 @@ def test_a_resumed_run_leaves_one_sequence(tmp_path):
         *((step, float(step)) for step in range(6)),
         *((step, step + 0.5) for step in range(6, 9)),
     ]
-    assert sorted(path.name for path in tmp_path.iterdir() if "tfevents" not in path.name) == [
-        "metrics.jsonl"
-    ]
+    assert sorted(path.name for path in tmp_path.iterdir() if "tfevents" not in path.name) == ["metrics.jsonl"]
 
 
 def test_a_torn_line_without_a_resume_point_below_it_goes_too(tmp_path):

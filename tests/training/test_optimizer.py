@@ -131,9 +131,7 @@ def test_a_refused_step_changes_no_bit(model, bad):
     new_params, new_state, finite, _ = update(grads, opt_state, params, jnp.float32(loss))
     assert not finite
     assert jax.tree.structure(new_params) == jax.tree.structure(params)
-    for old, new in zip(
-        jax.tree.leaves((params, opt_state)), jax.tree.leaves((new_params, new_state)), strict=True
-    ):
+    for old, new in zip(jax.tree.leaves((params, opt_state)), jax.tree.leaves((new_params, new_state)), strict=True):
         assert old.dtype == new.dtype
         assert np.asarray(old).tobytes() == np.asarray(new).tobytes()
     # The next good step is what it would have been without the bad one.
@@ -160,9 +158,7 @@ def test_cosine_agrees_with_optax_after_the_warmup(warmup, length, final):
     config = make_config(warmup_steps=warmup, total_steps=warmup + length, final_scale=final)
     oracle = optax.cosine_decay_schedule(1e-2, length, alpha=final)
     counts = warmup + np.array([0, length // 3, length // 2, length - 1, length, length + 5])
-    np.testing.assert_allclose(
-        optimizer.learning_rate(config)(counts), oracle(counts - warmup), rtol=1e-4, atol=1e-8
-    )
+    np.testing.assert_allclose(optimizer.learning_rate(config)(counts), oracle(counts - warmup), rtol=1e-4, atol=1e-8)
 
 
 @pytest.mark.parametrize(

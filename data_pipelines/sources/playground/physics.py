@@ -96,9 +96,7 @@ def _move_agent(length: float, layout: Layout, bodies: Bodies, held: jax.Array) 
     return agent, impact
 
 
-def _move_balls(
-    length: float, layout: Layout, bodies: Bodies, agent: Bodies
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _move_balls(length: float, layout: Layout, bodies: Bodies, agent: Bodies) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Positions, velocities [balls, 2] and impact speeds [balls] after free flight and all contacts."""
     position, velocity = bodies.position[1:], bodies.velocity[1:]
     fall = jnp.array([0.0, GRAVITY * DT])
@@ -117,9 +115,7 @@ def _touch_each_other(
     layout: Layout, position: jax.Array, velocity: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     mass = layout.ball_radius**2
-    share = mass[None, :] / (
-        mass[:, None] + mass[None, :]
-    )  # part of a pair's exchange that moves the first ball
+    share = mass[None, :] / (mass[:, None] + mass[None, :])  # part of a pair's exchange that moves the first ball
     offset = position[:, None] - position[None, :]
     normal, distance = _unit(offset)
     depth = layout.ball_radius[:, None] + layout.ball_radius[None, :] - distance
@@ -188,9 +184,7 @@ def _touch_world(
     flat = jnp.broadcast_to(jnp.array([[0.0, 1.0], [1.0, 0.0], [-1.0, 0.0]]), (len(radius), 3, 2))
     deepest = jnp.argmax(depths, axis=1)
     depth = jnp.take_along_axis(depths, deepest[:, None], axis=1)[:, 0]
-    normal = jnp.take_along_axis(jnp.concatenate([flat, normal], axis=1), deepest[:, None, None], axis=1)[
-        :, 0
-    ]
+    normal = jnp.take_along_axis(jnp.concatenate([flat, normal], axis=1), deepest[:, None, None], axis=1)[:, 0]
 
     touching = depth > 0
     depth = jnp.maximum(depth, 0.0)

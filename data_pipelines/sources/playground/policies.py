@@ -34,9 +34,7 @@ def wander(world: World, rng: np.random.Generator, frames: int) -> tuple[np.ndar
     return actions, texts(world, rng, frames)
 
 
-def walk_and_return(
-    world: World, rng: np.random.Generator, frames: int
-) -> tuple[np.ndarray, tuple[TextEvent, ...]]:
+def walk_and_return(world: World, rng: np.random.Generator, frames: int) -> tuple[np.ndarray, tuple[TextEvent, ...]]:
     """Walks away for 1.5 s or more and comes back to the same place, again and again."""
     actions = np.zeros((frames, 3), np.float32)
     # From the middle half a unit of random start and a body's width keep clear of the wall.

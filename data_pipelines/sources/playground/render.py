@@ -43,9 +43,7 @@ class Picture:
 
     frame: jax.Array  # [height, width, 3] uint8 RGB
     visible: jax.Array  # [objects] bool: covers at least half a pixel, not counting what is hidden
-    boxes: (
-        jax.Array
-    )  # [objects, 4] left, top, right, bottom in pixels, clipped to the picture; 0 if not visible
+    boxes: jax.Array  # [objects, 4] left, top, right, bottom in pixels, clipped to the picture; 0 if not visible
 
 
 def render(
@@ -75,9 +73,7 @@ def render(
     rain = weather[3]
     light = (time @ jnp.array(LIGHT)) * _dimmed(RAIN_LIGHT, rain)
     image, coverage = _compose(world, shapes, light, x, y)
-    image = image.at[..., :3].add(
-        image[..., 3:] * _background(world, layout, time, rain, light, camera, x, y)
-    )
+    image = image.at[..., :3].add(image[..., 3:] * _background(world, layout, time, rain, light, camera, x, y))
     alpha = RAIN_OPACITY * rain * _rain(world, layout, x, y, substep)
     image = image[..., :3] * (1 - alpha) + alpha * light * jnp.array(RAIN_COLOUR)
 
@@ -88,9 +84,7 @@ def render(
     return Picture(frame=frame, visible=visible, boxes=boxes)
 
 
-def _compose(
-    world: World, shapes: Shapes, light: jax.Array, x: jax.Array, y: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def _compose(world: World, shapes: Shapes, light: jax.Array, x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Colours and what shines through [height, width, 4], and the visible pixels of each shape [shapes]."""
 
     def paint(image: jax.Array, shape: Shapes) -> tuple[jax.Array, jax.Array]:
@@ -116,9 +110,7 @@ def _distance(shape: Shapes, x: jax.Array, y: jax.Array) -> jax.Array:
     end_x = jnp.maximum(across - end_width, 0.0)
     end_y = jnp.abs(along) - shape.half
     lean, rise = shape.upper - shape.lower, 2 * shape.half
-    part = ((across - shape.lower) * lean + (along + shape.half) * rise) / jnp.maximum(
-        lean**2 + rise**2, 1e-9
-    )
+    part = ((across - shape.lower) * lean + (along + shape.half) * rise) / jnp.maximum(lean**2 + rise**2, 1e-9)
     part = jnp.clip(part, 0.0, 1.0)
     side_x = across - shape.lower - part * lean
     side_y = along + shape.half - part * rise
@@ -154,9 +146,7 @@ def _background(
     far = x - camera + HILL_DISTANCE * camera
     phase = layout.hill_phase
     crest = 0.17 + 0.07 * jnp.sin(2.3 * far + phase[0]) + 0.035 * jnp.sin(5.1 * far + phase[1])
-    haze = 0.55 * jnp.array(HILL_COLOUR) * light + 0.45 * (time @ jnp.array(SKY_LOW)) * _dimmed(
-        RAIN_SKY, rain
-    )
+    haze = 0.55 * jnp.array(HILL_COLOUR) * light + 0.45 * (time @ jnp.array(SKY_LOW)) * _dimmed(RAIN_SKY, rain)
     image = _over(sky, haze, jnp.clip(0.5 + (crest[None, :] - y[:, None]) * scale, 0.0, 1.0))
 
     tile = jnp.clip(0.5 + scale * TILE * 0.5 * _triangle(x / (2 * TILE)), 0.0, 1.0)[None, :, None]
@@ -196,9 +186,7 @@ def _boxes(world: World, shapes: Shapes, owner: np.ndarray, objects: int, left: 
     high = jax.ops.segment_max(shapes.centre + extent, owner, objects)
     edges = [low[:, 0] - left, VIEW_TOP - high[:, 1], high[:, 0] - left, VIEW_TOP - low[:, 1]]
     limits = (world.width, world.height, world.width, world.height)
-    return jnp.stack(
-        [jnp.clip(edge * world.height, 0.0, limit) for edge, limit in zip(edges, limits, strict=True)], -1
-    )
+    return jnp.stack([jnp.clip(edge * world.height, 0.0, limit) for edge, limit in zip(edges, limits, strict=True)], -1)
 
 
 def _dimmed(factors: tuple[float, float, float], rain: jax.Array) -> jax.Array:

@@ -54,9 +54,7 @@ def step(world: World, state: State, action: jax.Array, event_code: jax.Array) -
         return bodies, (impact, bodies.position[:, 0])
 
     bodies, (impact, x) = jax.lax.scan(move, state.bodies, length=world.substeps)
-    weather = advance_weather(
-        state.weather, jnp.asarray(event_code), 1 / world.frame_rate, state.substep == 0
-    )
+    weather = advance_weather(state.weather, jnp.asarray(event_code), 1 / world.frame_rate, state.substep == 0)
     substep = state.substep + world.substeps
 
     cameras = camera_x(world, x[:, 0])
@@ -82,9 +80,7 @@ def step(world: World, state: State, action: jax.Array, event_code: jax.Array) -
 
 
 @functools.partial(jax.jit, static_argnames="world")
-def advance(
-    world: World, state: State, actions: jax.Array, event_codes: jax.Array
-) -> tuple[State, Observation]:
+def advance(world: World, state: State, actions: jax.Array, event_codes: jax.Array) -> tuple[State, Observation]:
     """Runs on from a state: actions [frames, 3], event_codes [frames]. Observations gain a frame axis."""
 
     def run(state: State, inputs: tuple[jax.Array, jax.Array]) -> tuple[State, Observation]:

@@ -117,9 +117,7 @@ def _shapes(
     count = centre.shape[0]
     scalars = {"lower": lower, "upper": upper, "half": half, "rounding": rounding}
     scalars |= {"angle": angle, "glow": glow, "outline": outline}
-    columns = {
-        name: jnp.broadcast_to(jnp.asarray(value, jnp.float32), count) for name, value in scalars.items()
-    }
+    columns = {name: jnp.broadcast_to(jnp.asarray(value, jnp.float32), count) for name, value in scalars.items()}
     return Shapes(centre=centre, colour=jnp.broadcast_to(colour, (count, 3)), **columns)
 
 

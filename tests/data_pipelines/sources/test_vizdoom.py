@@ -46,12 +46,8 @@ def audio_by_frame(clip) -> np.ndarray:
         ("freedoom1_e1m1", "RES_256X160", 11025, 7, (160, 256), 2205),
     ],
 )
-def test_sizes_and_sample_counts_are_exact(
-    game, scenario, resolution, sample_rate, tics, size, samples_a_frame
-):
-    clip = doom.record(
-        scenario, seed=1, frames=9, resolution=resolution, sample_rate=sample_rate, tics_per_frame=tics
-    )
+def test_sizes_and_sample_counts_are_exact(game, scenario, resolution, sample_rate, tics, size, samples_a_frame):
+    clip = doom.record(scenario, seed=1, frames=9, resolution=resolution, sample_rate=sample_rate, tics_per_frame=tics)
     clip.validate()
     assert clip.video.shape == (9, *size, 3) and clip.video.dtype == np.uint8
     assert clip.audio.shape == (9 * samples_a_frame, 2) and clip.audio.dtype == np.int16
@@ -104,9 +100,7 @@ def test_replay_returns_the_recorded_clip(game):
     np.testing.assert_array_equal(clip.audio, again.audio)
 
 
-@pytest.mark.parametrize(
-    "scenario", ["defend_the_center", "basic", "defend_the_line", "deathmatch", "freedoom2_map01"]
-)
+@pytest.mark.parametrize("scenario", ["defend_the_center", "basic", "defend_the_line", "deathmatch", "freedoom2_map01"])
 def test_one_shot_is_seen_and_heard_at_once(game, scenario):
     recording = doom.Recording(scenario, seed=5, frames=16)
     still = np.zeros((16, len(doom.ACTION_NAMES)), np.float32)

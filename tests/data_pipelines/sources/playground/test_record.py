@@ -33,9 +33,7 @@ def test_policies_are_deterministic_and_well_formed(name: str) -> None:
 
 def test_policies_keep_the_keys_busy() -> None:
     def held(name: str) -> np.ndarray:
-        return np.mean(
-            [POLICIES[name](WORLD, np.random.default_rng(s), 96)[0].mean(0) for s in range(20)], axis=0
-        )
+        return np.mean([POLICIES[name](WORLD, np.random.default_rng(s), 96)[0].mean(0) for s in range(20)], axis=0)
 
     assert held("wander")[:2].sum() > 0.7
     assert held("return")[:2].sum() > 0.7

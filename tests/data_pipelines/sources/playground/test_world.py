@@ -29,9 +29,7 @@ FRAMES = 40
 def random_actions(seed: int, frames: int) -> np.ndarray:
     """Buttons [frames, 3] that change every fourth frame."""
     rng = np.random.default_rng(seed)
-    return np.repeat(rng.random((-(-frames // 4), 3)) < [0.4, 0.5, 0.3], 4, axis=0)[:frames].astype(
-        np.float32
-    )
+    return np.repeat(rng.random((-(-frames // 4), 3)) < [0.4, 0.5, 0.3], 4, axis=0)[:frames].astype(np.float32)
 
 
 def run(world: World, seed: int, actions: np.ndarray, code: int = 0):
@@ -141,9 +139,7 @@ def test_bad_worlds_are_refused(change: dict[str, int], message: str) -> None:
 
 def test_event_codes_follow_the_text_in_force() -> None:
     events = [TextEvent(0, "day"), TextEvent(3, "night rain")]
-    assert (
-        event_codes(WORLD, events, 5).tolist() == [EVENTS.index("day")] * 3 + [EVENTS.index("night rain")] * 2
-    )
+    assert event_codes(WORLD, events, 5).tolist() == [EVENTS.index("day")] * 3 + [EVENTS.index("night rain")] * 2
     assert all(len(text.encode("ascii")) <= 24 and text == text.lower() for text in EVENTS)
 
 
