@@ -49,34 +49,34 @@ def get_config(variant: str = "") -> ConfigDict:
     config.model = ConfigDict()
     config.model.width = 160
     config.model.layers = 4
-    config.model.heads = 4
-    config.model.head_dim = 40
+    config.model.heads = 2
+    config.model.head_dim = 80
     config.model.hidden = 432
     config.model.video_rank = 96
     config.model.audio_rank = 96
     config.model.audio_scale = 4.0
     config.model.audio_power = 0.5
     config.model.context_time = 0.0
-    config.model.max_context_time = 0.1
+    config.model.max_context_time = 0.2
     config.model.dtype = "float32"
     config.model.attention = "reference"
 
     config.pack = ConfigDict()
     config.pack.window_chunks = 8
     config.pack.windows_per_row = 1
-    config.pack.batch_rows = 8
+    config.pack.batch_rows = 4
     config.pack.threads = 2
     config.pack.prefetch = 8
 
-    config.train = _stage(steps=900, learning_rate=1.5e-3, warmup=50)
+    config.train = _stage(steps=1500, learning_rate=2e-3, warmup=50)
     config.train.objective = ConfigDict()
-    config.train.objective.time_floor = 0.25
+    config.train.objective.time_floor = 0.5
     config.train.objective.audio_weight = 0.3
     _sampling(config.train.objective, drop=0.1)
 
-    config.distill = _stage(steps=150, learning_rate=5e-4, warmup=10)
+    config.distill = _stage(steps=250, learning_rate=5e-4, warmup=20)
     config.distill.objective = ConfigDict()
-    config.distill.objective.time_floor = 0.25
+    config.distill.objective.time_floor = 0.5
     config.distill.objective.audio_weight = 0.3
     config.distill.objective.to_clean = 0.5
     config.distill.objective.to_same = 0.25
@@ -135,9 +135,9 @@ def _stage(steps: int, learning_rate: float, warmup: int) -> ConfigDict:
 
 
 def _sampling(objective: ConfigDict, drop: float) -> None:
-    objective.mean = 1.0
+    objective.mean = 2.0
     objective.deviation = 1.2
-    objective.pure_noise = 0.1
+    objective.pure_noise = 0.3
     objective.drop = drop
     objective.tasks = ConfigDict({"joint": 0.8, "independent": 0.1, "video_to_audio": 0.05, "audio_to_video": 0.05})
 

@@ -88,8 +88,8 @@ class TokenSpec:
 
     @property
     def audio_dim(self) -> int:
-        """MDCT coefficients in one audio token."""
-        return self.hop * self.channels * self.hops // max(self.audio_tokens, 1)
+        """MDCT coefficients in one audio token; 1 without sound, for the width of arrays that hold no token."""
+        return self.hop * self.channels * self.hops // self.audio_tokens if self.audio_tokens else 1
 
     @property
     def chunk_samples(self) -> int:
@@ -307,7 +307,7 @@ def pack_row(spec: TokenSpec, row: RowSpec, windows: Sequence[Window]) -> dict[s
 
     Returns:
       The arrays of `RowBuilder` and the content:
-        patches uint8 [patches, patch_dim], patch_extent uint8 [patches, 2], patch_slot int32 [patches]
+        patches uint8 [patches, patch_dim], patch_before int32 [patches, 9] (see `patches_before`), patch_extent uint8 [patches, 2], patch_slot int32 [patches]
         (-1 where empty), patch_number int32 [patches] (place within its chunk), waveform int16
         [chunks, (hops + 1) * hop, channels] (one hop of look-back first),
         actions float32 [chunks * chunk_frames, action_dim], text uint8 [text],
@@ -323,6 +323,7 @@ def pack_row(spec: TokenSpec, row: RowSpec, windows: Sequence[Window]) -> dict[s
         "patch_extent": np.zeros((row.patches, 2), np.uint8),
         "patch_slot": np.full(row.patches, -1, np.int32),
         "patch_number": np.zeros(row.patches, np.int32),
+        "patch_before": np.full((row.patches, 9), -1, np.int32),
         "waveform": np.zeros((row.chunks, spec.chunk_samples + spec.hop, spec.channels), np.int16),
         "actions": np.zeros((row.chunks * spec.chunk_frames, spec.action_dim), np.float32),
         "text": np.zeros(row.text, np.uint8),
@@ -382,6 +383,8 @@ def _fill_content(spec: TokenSpec, content: Mapping[str, np.ndarray], window: Wi
     content["patch_extent"][here] = np.tile(patch_lib.patch_extent(height, width, spec.patch), (chunks, 1))
     content["patch_slot"][here] = slot + np.repeat(np.arange(chunks), count)
     content["patch_number"][here] = np.tile(np.arange(count), chunks)
+    grid = patch_lib.grid_shape(height, width, spec.patch)
+    content["patch_before"][here] = patches_before(patch, chunks, grid)
     slots = slice(slot, slot + chunks)
     if spec.audio_tokens:
         wave = np.concatenate([window.lead_in, clip.audio])
@@ -391,6 +394,21 @@ def _fill_content(spec: TokenSpec, content: Mapping[str, np.ndarray], window: Wi
     content["chunk_sample"][slots] = window.sample_id
     content["chunk_number"][slots] = window.first_chunk + np.arange(chunks)
     content["chunk_valid"][slots] = True
+
+
+def patches_before(first: int, chunks: int, grid: tuple[int, int]) -> np.ndarray:
+    """Where the 3 x 3 patches around each patch stand one chunk earlier, int32 [chunks * patches, 9], -1 for none.
+
+    Args:
+      first: Place of the first patch of these consecutive chunks in the row's content.
+      chunks: How many chunks; the first has nothing before it.
+      grid: Rows and columns of the patch grid.
+    """
+    near = patch_lib.neighbourhood(*grid)
+    starts = first + len(near) * (np.arange(chunks) - 1)[:, None, None]
+    before = np.where(near >= 0, near + starts, -1)
+    before[0] = -1
+    return before.reshape(-1, 9).astype(np.int32)
 
 
 def _check_room(row: RowSpec, used: Cost, episode: str) -> None:

@@ -35,6 +35,17 @@ def patch_coordinates(rows: int, columns: int) -> np.ndarray:
     return np.stack([y, x], axis=-1).astype(np.float32)
 
 
+def neighbourhood(rows: int, columns: int) -> np.ndarray:
+    """The 3 x 3 patches around each patch, int32 [rows * columns, 9], -1 outside the picture; both in Morton order."""
+    order = morton_order(rows, columns)
+    rank = np.argsort(order)
+    y, x = np.divmod(order, columns)
+    dy, dx = np.divmod(np.arange(9), 3) - np.int64(1)
+    near_y, near_x = y[:, None] + dy, x[:, None] + dx
+    inside = (near_y >= 0) & (near_y < rows) & (near_x >= 0) & (near_x < columns)
+    return np.where(inside, rank[np.where(inside, near_y * columns + near_x, 0)], -1).astype(np.int32)
+
+
 def patch_extent(height: int, width: int, patch: int) -> np.ndarray:
     """How many pixel rows and columns of each patch lie inside the picture, uint8 [patches, 2]."""
     yx = patch_coordinates(*grid_shape(height, width, patch)).astype(np.int64)

@@ -80,6 +80,7 @@ class PackPlan:
       window_chunks: Chunks in a window; a shorter clip gives one window of all its whole chunks.
       windows: Windows in an epoch.
       rows_per_epoch: Rows in an epoch.
+      chunks_per_row: Chunks in an average row, at most `row_spec.chunks`.
     """
 
     def __init__(
@@ -98,7 +99,8 @@ class PackPlan:
           infos: The clips to draw from.
           spec: How content becomes tokens.
           window_chunks: Chunks in a window.
-          row: Capacities of a row; None sizes it for `rows_windows` windows of the largest size class.
+          row: Capacities of a row; None sizes it for `rows_windows` windows of the largest size class, or as many
+            more of the others as its blocks hold.
           rows_windows: Windows of the largest class in a row, where `row` is None.
           seed: Seed of every shuffle and phase.
 
@@ -140,6 +142,7 @@ class PackPlan:
         # [groups, classes], where a group's windows of a class begin in an epoch's windows, sorted by class.
         self._deal_start = np.cumsum(used, 0) - used + (np.cumsum(sizes) - sizes)
         self.rows_per_epoch = int(rows.sum())
+        self.chunks_per_row = float((self._count * self._length).sum() / self.rows_per_epoch)
         self._mean_text = np.array([[text.mean_tokens, text.mean_blocks] for text in texts])
         self._reset_cache()
 
@@ -283,7 +286,12 @@ def _size_classes(infos: Sequence[ClipInfo], lengths: np.ndarray, costs: np.ndar
 
 
 def _row_for(class_costs: np.ndarray, windows: int) -> RowSpec:
+    """Sizes a row for `windows` windows of the largest class; blocks, the cost of a row, are all it is limited by."""
     capacities = class_costs.max(0) * windows
+    blocks = [_CAPACITIES.index("clean_blocks"), _CAPACITIES.index("noisy_blocks")]
+    # More windows of a smaller class fit the blocks, and together they may have more chunks and text.
+    room = (capacities[blocks] // np.maximum(class_costs[:, blocks], 1)).min(1)
+    capacities = np.maximum(capacities, (class_costs * room[:, None]).max(0))
     row = RowSpec(*(int(value) for value in capacities))
     return dataclasses.replace(row, text=max(row.text, 1))  # an array of no bytes cannot be indexed
 

@@ -32,7 +32,7 @@ def attend(
       implementation: One of `IMPLEMENTATIONS`.
 
     Returns:
-      [batch, query_tokens, heads, dim] in the dtype of `q`; zeros for a query block with an empty list.
+      [batch, query_tokens, heads, dim] in the dtype of `q`; zeros for a query block whose list names no valid token.
 
     Raises:
       ValueError: Unknown implementation, or lengths that are not whole blocks.

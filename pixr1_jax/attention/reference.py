@@ -30,7 +30,9 @@ def attend(
 ) -> jax.Array:
     """Softmax attention, computed densely in float32; see `pixr1_jax.attention.api.attend`."""
     batch, queries, heads, _ = q.shape
-    mask = dense_mask(lists, key_valid, block)[:, None, :, None]
+    mask = dense_mask(lists, key_valid, block)
+    readable = jnp.repeat(mask.any(axis=-1), block, axis=-1)[..., None, None]
+    mask = mask[:, None, :, None]
     # Padding may hold anything, NaN included: it is cleared, since a weight of zero alone would keep it.
     alive = (jnp.arange(block) < key_valid[..., None]).reshape(batch, -1)[..., None, None]
     q32, k32, v32 = q.astype(jnp.float32), *(jnp.where(alive, x.astype(jnp.float32), 0.0) for x in (k, v))
@@ -41,5 +43,4 @@ def attend(
     weights = jnp.exp(scores - peak).reshape(batch, heads, queries, -1)
     total = weights.sum(axis=-1).transpose(0, 2, 1)[..., None]
     out = jnp.einsum("bhqk,bkhd->bqhd", weights, v32, precision=exact) / total
-    listed = jnp.repeat(lists.counts > 0, block, axis=-1)[..., None, None]
-    return jnp.where(listed, out, 0.0).astype(q.dtype)
+    return jnp.where(readable, out, 0.0).astype(q.dtype)

@@ -12,6 +12,7 @@ is all that a server needs.
 
 import json
 import pathlib
+import zipfile
 
 import jax
 import jax.export
@@ -57,7 +58,7 @@ class Artifact:
         try:
             with np.load(root / manifest["weights"]) as file:
                 weights = {name: jnp.asarray(file[name]) for name in file.files}
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
             raise ArtifactError(
                 f"{root / manifest['weights']}: weights cannot be read ({error}); export again"
             ) from error
@@ -127,6 +128,8 @@ class Stream:
         """
         if steps not in self._artifact.manifest["steps"]:
             raise ValueError(f"steps={steps} was not exported; the artifact has {self._artifact.manifest['steps']}")
+        if not guidance > 0:
+            raise ValueError(f"guidance={guidance}; use a number above 0, 1 for none")
         actions = _checked("actions", actions, np.float32, self._action_shape)
         self._state, frames, sound = self._artifact.call(f"step{steps}", self._state, actions, np.float32(guidance))
         return np.asarray(frames), np.asarray(sound)
@@ -147,8 +150,9 @@ def _read_manifest(root: pathlib.Path) -> dict:
         raise ArtifactError(f"{path}: no such file; give the directory that `pixr1 export` wrote") from error
     except ValueError as error:
         raise ArtifactError(f"{path}: not JSON ({error}); export again") from error
-    if manifest.get("format") != FORMAT:
-        raise ArtifactError(f"{path}: format {manifest.get('format')}, this runner reads {FORMAT}; export again")
+    found = manifest.get("format") if isinstance(manifest, dict) else None
+    if found != FORMAT:
+        raise ArtifactError(f"{path}: format {found}, this runner reads {FORMAT}; export again")
     return manifest
 
 

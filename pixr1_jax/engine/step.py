@@ -55,6 +55,7 @@ class Stream:
         return memory.empty(self.config, self.cache) | {
             "chunk": jnp.zeros((), jnp.int32),
             "seed": seed.astype(jnp.uint32),
+            "earlier_video": jnp.zeros((count, spec.patch_dim)),
             "pending_video": jnp.zeros((count, spec.patch_dim)),
             "pending_audio": jnp.zeros((spec.audio_tokens, spec.audio_dim)),
             "pending_actions": jnp.zeros((spec.chunk_frames, spec.action_dim)),
@@ -77,11 +78,11 @@ class Stream:
         blocks = dataclasses.replace(layout.blocks, valid=valid[None].astype(jnp.int32))
         layout = dataclasses.replace(layout, blocks=blocks)
         batch = {"text": text[None], "actions": jnp.zeros((1, 0, self.config.tokens.action_dim))}
-        x = tokens.embed(model, self.config, layout, batch, {})
+        x = tokens.embed(model, self.config, layout, batch, {}, jnp.zeros((1, 0, self.config.width)))
         lists = block_lists(visible(blocks, blocks, self.config.memory), blocks.count)
-        modulation = tokens.modulation(
-            model, self.config, layout, self._cells(jnp.zeros(()), jnp.zeros(()), jnp.ones(()))
-        )
+        cells = self._cells(jnp.zeros(()), jnp.zeros(()), jnp.ones(()))
+        nothing = jnp.zeros((1, 2 * self.config.tokens.chunk_frames, self.config.tokens.action_dim))
+        modulation = tokens.modulation(model, self.config, layout, cells, nothing)
         _, (key, value) = backbone(model, self.config, x, modulation, layout.position, blocks, lists)
         return memory.write_text(self.cache, state, key[:, 0], value[:, 0], length, state["chunk"])
 
@@ -98,7 +99,8 @@ class Stream:
           actions: float32 [chunk_frames, action_dim], held during these frames.
 
         Returns:
-          The next state, and the sound that is now complete, float32 [chunk_samples, channels].
+          The next state, and the sound that is now complete, float32 [chunk_samples, channels], or no samples where
+          the model has no sound.
         """
         spec = self.config.tokens
         video = tokens.to_pixels(patches.patchify(frames, spec.chunk_frames, spec.patch)[0])
@@ -154,13 +156,14 @@ class Stream:
     def _emit(self, state: State, clean: Signals, actions: jax.Array) -> tuple[State, jax.Array]:
         """Makes `clean` the pending chunk and completes the sound that its first half overlaps."""
         spec = self.config.tokens
-        sound, overlap = jnp.zeros((spec.chunk_samples, spec.channels)), state["overlap"]
+        sound, overlap = jnp.zeros((0, spec.channels)), state["overlap"]
         if spec.audio_tokens:
             sound, overlap = audio.from_tokens(
                 clean.audio, overlap, spec.hop, spec.channels, self.config.audio_scale, self.config.audio_power
             )
         state = state | {
             "chunk": state["chunk"] + 1,
+            "earlier_video": state["pending_video"],
             "pending_video": clean.video,
             "pending_audio": clean.audio,
             "pending_actions": actions,
@@ -205,10 +208,10 @@ class Stream:
         """Denoises once and writes the previous chunk to the cache."""
         clean_row, noisy_row = self._rows(state)
         row = clean_row + noisy_row
-        features, key, value = self._forward(
+        features, forecast, key, value = self._forward(
             model, state, row, self._signals(state, noisy), actions, self._cells(time, target, guidance)
         )
-        clean = self._read(model, features, clean_row.kind.shape[1])
+        clean = self._read(model, features, forecast, clean_row.kind.shape[1])
         length = clean_row.kind.shape[1]
         cache = memory.write_chunk(self.cache, state, key[:, 0, :length], value[:, 0, :length], state["chunk"] - 1)
         return cache, clean
@@ -217,8 +220,10 @@ class Stream:
         """Denoises once more against the cache, which holds the previous chunk by now."""
         _, row = self._rows(state)
         signals = {Role.NOISY: self._signals(state, noisy)[Role.NOISY]}
-        features, _, _ = self._forward(model, state, row, signals, actions, self._cells(time, target, guidance))
-        return self._read(model, features, 0)
+        features, forecast, _, _ = self._forward(
+            model, state, row, signals, actions, self._cells(time, target, guidance)
+        )
+        return self._read(model, features, forecast, 0)
 
     def _flush(self, model: Omni, state: State) -> State:
         """Writes the pending chunk to the cache without making another."""
@@ -227,7 +232,7 @@ class Stream:
         signals = {Role.CLEAN: self._signals(state, blank)[Role.CLEAN]}
         cells = self._cells(jnp.ones(()), jnp.zeros(()), jnp.ones(()))
         actions = jnp.zeros_like(state["pending_actions"])
-        _, key, value = self._forward(model, state, row, signals, actions, cells)
+        _, _, key, value = self._forward(model, state, row, signals, actions, cells)
         return memory.write_chunk(self.cache, state, key[:, 0], value[:, 0], state["chunk"] - 1)
 
     def _forward(self, model, state, row: Layout, signals, actions, cells: Cells):
@@ -235,17 +240,31 @@ class Stream:
         past = memory.past(self.cache, state, state["chunk"])
         keys = past.blocks + row.blocks
         lists = block_lists(visible(row.blocks, keys, config.memory), keys.count)
-        x = tokens.embed(model, config, row, self._batch(state, actions), signals)
-        modulation = tokens.modulation(model, config, row, cells)
+        context, places = self._look_back(state)
+        batch = self._batch(state, actions) | places
+        looks, forecast = tokens.look_back(model, config, context, batch)
+        x = tokens.embed(model, config, row, batch, signals, looks)
+        modulation = tokens.modulation(model, config, row, cells, batch["actions"])
         features, (key, value) = backbone(model, config, x, modulation, row.position, row.blocks, lists, past)
-        return features, key, value
+        return features, forecast, key, value
 
-    def _read(self, model: Omni, features: jax.Array, offset: int) -> Signals:
+    def _look_back(self, state: State) -> tuple[Signals, dict[str, jax.Array]]:
+        """What the patches of both slots look back at: the chunk before each, where there is one."""
+        near = patches.neighbourhood(*self.grid)
+        before = np.concatenate([near, np.where(near >= 0, near + len(near), -1)])
+        slot = jnp.repeat(jnp.array([CLEAN_SLOT, NOISY_SLOT]), len(near))
+        known = (state["chunk"] - 2 + slot >= 0)[:, None]
+        video = jnp.concatenate([state["earlier_video"], state["pending_video"]])[None]
+        places = {"patch_before": jnp.where(known, before, -1)[None], "patch_slot": slot[None]}
+        return Signals(video, jnp.zeros((1, 0, 1))), places
+
+    def _read(self, model: Omni, features: jax.Array, forecast: jax.Array, offset: int) -> Signals:
         """Predicted content of the noisy chunk, whose tokens begin at `offset`."""
         spec = self.config.tokens
         audio_at = offset + spec.chunk_frames + jnp.arange(spec.audio_tokens)
-        video_at = offset + self.cache.head_blocks * spec.block + jnp.arange(self.grid[0] * self.grid[1])
-        read = tokens.read_out(model, self.config, features, video_at[None], audio_at[None])
+        count = self.grid[0] * self.grid[1]
+        video_at = offset + self.cache.head_blocks * spec.block + jnp.arange(count)
+        read = tokens.read_out(model, self.config, features, forecast[:, count:], video_at[None], audio_at[None])
         return jax.tree.map(lambda x: x[0], read)
 
 

@@ -61,8 +61,8 @@ class FlowMap:
         # The teacher's guided velocity.
         plain = Cells(time, time, jnp.ones_like(strength), scene.draw.context)
         past = encode_context(teacher, config, batch, scene.context, plain, **split)
-        with_condition = denoise(teacher, config, batch, past, scene.noisy, plain, nothing, **split)
-        without = denoise(teacher, config, batch, past, scene.noisy, plain, ~nothing, **split)
+        with_condition = denoise(teacher, config, batch, past, scene.context, scene.noisy, plain, nothing, **split)
+        without = denoise(teacher, config, batch, past, scene.context, scene.noisy, plain, ~nothing, **split)
         weight = flow.per_token(batch, jnp.stack([strength, strength], -1), spec.audio_tokens)
         guided = jax.tree.map(guidance.guide, with_condition, without, weight)
         speed = jax.tree.map(flow.velocity, scene.noisy, guided, scene.time)
@@ -74,11 +74,13 @@ class FlowMap:
 
         def average_velocity(noisy, time):
             cells = Cells(time, target, strength, scene.draw.context)
-            clean = denoise(frozen, config, batch, past, noisy, cells, nothing, **split)
+            clean = denoise(frozen, config, batch, past, scene.context, noisy, cells, nothing, **split)
             return jax.tree.map(flow.velocity, noisy, clean, flow.per_token(batch, time, spec.audio_tokens))
 
+        # A modality that its task keeps clean is at time 0 and stays there.
         moving = (time > 0).astype(time.dtype)
-        _, tangent = jax.jvp(average_velocity, (scene.noisy, time), (speed, moving))
+        motion = jax.tree.map(jnp.multiply, speed, flow.per_token(batch, moving, spec.audio_tokens))
+        _, tangent = jax.jvp(average_velocity, (scene.noisy, time), (motion, moving))
         tangent = jax.lax.stop_gradient(tangent)
 
         cells = Cells(time, target, strength, scene.draw.context)

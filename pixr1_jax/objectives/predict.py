@@ -38,18 +38,19 @@ def predict(
       max_keys: Static bound on key blocks of a query block.
     """
     layout = Layout.of(batch)
-    x = tokens.embed(model, config, layout, batch, {Role.CLEAN: context, Role.NOISY: noisy}, drop)
+    looks, forecast = tokens.look_back(model, config, context, batch, drop)
+    x = tokens.embed(model, config, layout, batch, {Role.CLEAN: context, Role.NOISY: noisy}, looks, drop)
     seen = visible(layout.blocks, layout.blocks, config.memory, _hide_text(layout, config, drop))
     features, _ = backbone(
         model,
         config,
         x,
-        tokens.modulation(model, config, layout, cells),
+        tokens.modulation(model, config, layout, cells, batch["actions"], drop),
         layout.position,
         layout.blocks,
         block_lists(seen, max_keys),
     )
-    return tokens.read_out(model, config, features, batch["video_at"], batch["audio_at"])
+    return tokens.read_out(model, config, features, forecast, batch["video_at"], batch["audio_at"])
 
 
 def encode_context(
@@ -58,8 +59,9 @@ def encode_context(
     """Keys and values of the clean half of a row."""
     layout = Layout.of(batch).part(0, clean_blocks)
     lists = block_lists(visible(layout.blocks, layout.blocks, config.memory), max_keys)
-    x = tokens.embed(model, config, layout, batch, {Role.CLEAN: context})
-    modulation = tokens.modulation(model, config, layout, cells)
+    looks, _ = tokens.look_back(model, config, context, batch)
+    x = tokens.embed(model, config, layout, batch, {Role.CLEAN: context}, looks)
+    modulation = tokens.modulation(model, config, layout, cells, batch["actions"])
     _, (key, value) = backbone(model, config, x, modulation, layout.position, layout.blocks, lists)
     return Past(key, value, layout.position, layout.blocks)
 
@@ -69,6 +71,7 @@ def denoise(
     config: OmniConfig,
     batch: Batch,
     past: Past,
+    context: Signals,
     noisy: Signals,
     cells: Cells,
     drop: jax.Array,
@@ -78,15 +81,16 @@ def denoise(
 ) -> Signals:
     """As `predict`, the clean half given by `encode_context`."""
     layout = Layout.of(batch).part(clean_blocks, None)
-    x = tokens.embed(model, config, layout, batch, {Role.NOISY: noisy}, drop)
+    looks, forecast = tokens.look_back(model, config, context, batch, drop)
+    x = tokens.embed(model, config, layout, batch, {Role.NOISY: noisy}, looks, drop)
     seen = visible(layout.blocks, past.blocks + layout.blocks, config.memory, _hide_text(layout, config, drop))
-    modulation = tokens.modulation(model, config, layout, cells)
+    modulation = tokens.modulation(model, config, layout, cells, batch["actions"], drop)
     features, _ = backbone(
         model, config, x, modulation, layout.position, layout.blocks, block_lists(seen, max_keys), past
     )
     offset = clean_blocks * config.tokens.block
     at = lambda where: jnp.maximum(where - offset, 0)
-    return tokens.read_out(model, config, features, at(batch["video_at"]), at(batch["audio_at"]))
+    return tokens.read_out(model, config, features, forecast, at(batch["video_at"]), at(batch["audio_at"]))
 
 
 def _hide_text(layout: Layout, config: OmniConfig, drop: jax.Array) -> jax.Array:

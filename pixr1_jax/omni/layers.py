@@ -43,9 +43,13 @@ class PatchEmbed(nnx.Module):
         self.down = dense_param(down, (dim, rank), ("patch", "rank"))
         self.up = dense_param(up, (rank, width), ("rank", "embed"))
 
+    def low_rank(self, x: jax.Array) -> jax.Array:
+        """[..., dim] -> [..., rank]."""
+        return dot(x - self.mean[...].astype(x.dtype), self.down)
+
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., dim] -> [..., width]."""
-        return dot(dot(x - self.mean[...].astype(x.dtype), self.down), self.up)
+        return dot(self.low_rank(x), self.up)
 
 
 class PatchHead(nnx.Module):
@@ -56,30 +60,87 @@ class PatchHead(nnx.Module):
         self.up = dense_param(key, (rank, dim), ("rank", "patch"))
         self.mean = zeros_param((dim,), ("patch",))
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[..., width] -> [..., dim], float32."""
-        return (dot(dot(x, self.down), self.up) + self.mean[...].astype(x.dtype)).astype(jnp.float32)
+    def __call__(self, x: jax.Array, forecast: jax.Array | None = None) -> jax.Array:
+        """[..., width], and optionally what is known beforehand [..., rank] -> [..., dim], float32."""
+        low = dot(x, self.down)
+        low = low if forecast is None else low + forecast
+        return (dot(low, self.up) + self.mean[...].astype(x.dtype)).astype(jnp.float32)
 
 
-class TimeEmbed(nnx.Module):
-    """Embeds (time, target time, guidance) of a cell as the shared modulation of all layers (PixArt's adaLN-single)."""
+class LookBack(nnx.Module):
+    """What a patch's surroundings looked like one chunk earlier: a causal 3 x 3 convolution over clean patches.
+
+    Most motion is local. It serves as a feature of the token, and as a forecast of the patch that the head starts
+    from: linear in the surroundings, and bilinear in them and the actions. Attention could learn both, a small model
+    far more slowly (docs/decisions.md).
+    """
+
+    def __init__(self, key: jax.Array, rank: int, actions: int, width: int):
+        self.feature = dense_param(key, (9 * rank, width), ("rank", "embed"))
+        self.forecast = zeros_param((9 * rank, (1 + actions) * rank), (None, "rank"))
+        self.usual_action = zeros_param((actions,), (None,))
+
+    def __call__(self, low: jax.Array, before: jax.Array, held: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Gathers and mixes.
+
+        Args:
+          low: Clean patches in their low-rank form, [batch, patches, rank].
+          before: int32 [batch, patches, 9], places of the surroundings, -1 for none.
+          held: [batch, patches, actions], what is held more than usual in each patch's chunk.
+
+        Returns:
+          Features [batch, patches, width] and forecast [batch, patches, rank].
+        """
+        near = surroundings(low, before)
+        parts = dot(near, self.forecast).reshape(*held.shape[:2], 1 + held.shape[2], -1)
+        forecast = parts[..., 0, :] + jnp.einsum("bpa,bpar->bpr", held.astype(low.dtype), parts[..., 1:, :])
+        return dot(near, self.feature), forecast
+
+
+def surroundings(low: jax.Array, before: jax.Array) -> jax.Array:
+    """Low-rank patches [batch, patches, rank] around each patch, [batch, patches, 9 * rank], zeros for none."""
+    near = jax.vmap(lambda x, where: x[where])(low, jnp.maximum(before, 0))
+    return jnp.where(before[..., None] >= 0, near, 0).reshape(*before.shape[:2], -1)
+
+
+class CellEmbed(nnx.Module):
+    """Embeds times, guidance and actions of a cell as the shared modulation of all layers (PixArt's adaLN-single)."""
 
     FREQUENCIES = 16
 
-    def __init__(self, key: jax.Array, width: int):
-        first, second, out = jax.random.split(key, 3)
+    def __init__(self, key: jax.Array, action_values: int, width: int):
+        first, second, out, action = jax.random.split(key, 4)
+        self.action = dense_param(action, (action_values, width), (None, "embed"))
+        self.no_action = zeros_param((width,), ("embed",))
         self.first = dense_param(first, (3 * 2 * self.FREQUENCIES, width), (None, "embed"))
         self.second = dense_param(second, (width, width), ("embed", "hidden"))
         self.out = dense_param(out, (width, 6 * width), ("embed", "hidden"), gain=0.1)
 
-    def __call__(self, time: jax.Array, target: jax.Array, guidance: jax.Array, dtype: jnp.dtype) -> jax.Array:
-        """[..., cells] each -> [..., cells, 6 * width]."""
+    def actions(self, actions: jax.Array, drop: jax.Array) -> jax.Array:
+        """What is held in a chunk, [..., action_values] -> [..., width]; where `drop`, that nothing is known of it."""
+        return jnp.where(drop[..., None], self.no_action[...], dot(actions, self.action))
+
+    def __call__(
+        self, time: jax.Array, target: jax.Array, guidance: jax.Array, action: jax.Array, dtype: jnp.dtype
+    ) -> jax.Array:
+        """Modulation of cells.
+
+        Args:
+          time: [..., cells]; `target` and `guidance` likewise.
+          target: See `time`.
+          guidance: See `time`.
+          action: [..., cells, width], from `actions`.
+          dtype: Compute dtype.
+
+        Returns:
+          [..., cells, 6 * width].
+        """
         # Frequencies stay low: the time derivative of the network is part of the flow-map target.
         rates = jnp.asarray(np.geomspace(0.5, 16.0, self.FREQUENCIES), jnp.float32)
         values = jnp.stack([time, time - target, jnp.log(guidance)], axis=-1)[..., None] * rates
         features = jnp.concatenate([jnp.cos(values), jnp.sin(values)], axis=-1)
         x = features.reshape(*time.shape, -1).astype(dtype)
-        x = jax.nn.silu(dot(x, self.first))
+        x = jax.nn.silu(dot(x, self.first) + action.astype(dtype))
         return dot(jax.nn.silu(dot(x, self.second)), self.out)
 
 

@@ -77,15 +77,16 @@ class Omni(nnx.Module):
         spec, width = config.tokens, config.width
         self.video_in = nn.PatchEmbed(keys[0], spec.patch_dim, config.video_rank, width)
         self.video_out = nn.PatchHead(keys[1], spec.patch_dim, config.video_rank, width)
-        self.audio_in = nn.PatchEmbed(keys[2], max(spec.audio_dim, 1), config.audio_rank, width)
-        self.audio_out = nn.PatchHead(keys[3], max(spec.audio_dim, 1), config.audio_rank, width)
+        self.audio_in = nn.PatchEmbed(keys[2], spec.audio_dim, config.audio_rank, width)
+        self.audio_out = nn.PatchHead(keys[3], spec.audio_dim, config.audio_rank, width)
         self.action_in = nn.dense_param(keys[4], (spec.action_dim, width), (None, "embed"))
         small = 0.02 * jax.random.normal(keys[5], (256 + 6 + spec.block + 1, width))
         self.text_in = nnx.Param(small[:256], axes=(None, "embed"))
         self.kind = nnx.Param(small[256:262], axes=(None, "embed"))
         self.memory = nnx.Param(small[262:-1], axes=(None, "embed"))
         self.no_action = nnx.Param(small[-1], axes=("embed",))
-        self.time = nn.TimeEmbed(keys[6], width)
+        self.cell = nn.CellEmbed(keys[6], spec.chunk_frames * spec.action_dim, width)
+        self.look_back = nn.LookBack(keys[8], config.video_rank, spec.action_dim, width)
         self.layers = jax.vmap(lambda k: nn.Layer(k, width, config.heads, config.head_dim, config.hidden))(
             jax.random.split(keys[7], config.layers)
         )
@@ -107,7 +108,7 @@ def backbone(
       model: Parameters.
       config: Sizes.
       x: Embedded tokens [batch, length, width].
-      modulation: [batch, length, 6 * width], from `model.time` by each token's cell.
+      modulation: [batch, length, 6 * width], from `model.cell` by each token's cell.
       position: float32 [batch, length, 3].
       blocks: The row's blocks [batch, length / block].
       lists: Key blocks of each of the row's blocks, indexing `past.blocks + blocks`.

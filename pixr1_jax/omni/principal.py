@@ -1,10 +1,13 @@
-"""Embeddings start from the data's principal components (decision D1)."""
+"""What the data tells before training: principal components for the embeddings, a linear forecast (decision D1)."""
 
 import jax
 import numpy as np
 
-from pixr1_jax.omni.layers import PatchEmbed, PatchHead
+from pixr1_jax.omni.layers import PatchEmbed, PatchHead, surroundings
 from pixr1_jax.omni.model import Omni
+
+
+_LARGEST_SYSTEM = 10_000  # unknowns of the forecast for each value: seconds and a gigabyte
 
 
 def components(samples: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -33,6 +36,39 @@ def initialise(model: Omni, video: np.ndarray, audio: np.ndarray | None) -> Omni
     _fit(model.video_in, model.video_out, video)
     if audio is not None:
         _fit(model.audio_in, model.audio_out, audio)
+    return model
+
+
+def initialise_forecast(model: Omni, video: np.ndarray, before: np.ndarray, held: np.ndarray, noise: float) -> Omni:
+    """Sets the look-back of `model` to the best bilinear forecast of patches from surroundings and actions.
+
+    Where the system is too large to solve (a wide bottleneck, many actions) the forecast stays zero, to be learnt.
+
+    Args:
+      model: A model whose video embeddings are initialised.
+      video: Clean patches, [rows, patches, patch_dim].
+      before: int32 [rows, patches, 9], as packed; patches with nothing before them are left out.
+      held: Mean action over each patch's chunk, [rows, patches, actions].
+      noise: Standard deviation of the noise that the surroundings are going to have.
+    """
+    if model.look_back.forecast.size // model.video_out.up.shape[0] > _LARGEST_SYSTEM:
+        return model
+    model = jax.tree.map(lambda x: x, model)
+    look = model.look_back
+    low = (video - np.asarray(model.video_in.mean[...])) @ np.asarray(model.video_in.down[...])
+    near = np.asarray(surroundings(jax.numpy.asarray(low), jax.numpy.asarray(before)))
+    known = before[..., 4] >= 0
+    near, usual = near[known], held[known].mean(axis=0)
+    weights = np.concatenate([np.ones((len(near), 1), np.float32), held[known] - usual], axis=1)  # [count, 1 + actions]
+    x = (weights[:, :, None] * near[:, None, :]).reshape(len(near), -1).astype(np.float32)
+    y = low[known] / np.linalg.norm(np.asarray(model.video_out.up[...]), axis=1)
+    # Least squares with noise added to the surroundings is ridge regression, each part by its weight's power.
+    power = np.repeat((weights**2).mean(axis=0), near.shape[1])
+    gram = (x.T @ x).astype(np.float64) + np.diag(len(x) * max(noise, 1e-2) ** 2 * np.maximum(power, 1e-2))
+    solution = np.linalg.solve(gram, (x.T @ y.astype(np.float32)).astype(np.float64))
+    forecast = solution.reshape(weights.shape[1], near.shape[1], -1).transpose(1, 0, 2).reshape(near.shape[1], -1)
+    look.forecast[...] = jax.numpy.asarray(forecast, look.forecast.dtype)
+    look.usual_action[...] = jax.numpy.asarray(usual, look.usual_action.dtype)
     return model
 
 

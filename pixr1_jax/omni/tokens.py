@@ -101,12 +101,46 @@ def content(config: OmniConfig, batch: Mapping[str, jax.Array]) -> Signals:
     return Signals(video, sound.reshape(rows, -1, spec.audio_dim))
 
 
+def look_back(
+    model: Omni,
+    config: OmniConfig,
+    context: Signals,
+    batch: Mapping[str, jax.Array],
+    drop: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """What the clean surroundings of each patch one chunk earlier, and its chunk's actions, tell of it.
+
+    Args:
+      model: Parameters.
+      config: Sizes.
+      context: Clean content.
+      batch: Holds `patch_before`, `patch_slot` and `actions` as packed.
+      drop: bool [batch, chunks], chunks whose actions are not told (guidance).
+
+    Returns:
+      Features [batch, patches, width] for `embed`, and forecast [batch, patches, video_rank] for `read_out`.
+    """
+    held = held_by_patch(config, batch) - model.look_back.usual_action[...]
+    if drop is not None:
+        dropped = jnp.take_along_axis(drop, jnp.maximum(batch["patch_slot"], 0), axis=1)
+        held = jnp.where(dropped[..., None], 0.0, held)
+    return model.look_back(model.video_in.low_rank(context.video.astype(config.dtype)), batch["patch_before"], held)
+
+
+def held_by_patch(config: OmniConfig, batch: Mapping[str, jax.Array]) -> jax.Array:
+    """Mean action over the chunk of each patch, float32 [batch, patches, action_dim]."""
+    spec = config.tokens
+    held = batch["actions"].reshape(batch["actions"].shape[0], -1, spec.chunk_frames, spec.action_dim).mean(axis=2)
+    return jnp.take_along_axis(held, jnp.maximum(batch["patch_slot"], 0)[..., None], axis=1)
+
+
 def embed(
     model: Omni,
     config: OmniConfig,
     layout: Layout,
     batch: Mapping[str, jax.Array],
     signals: Mapping[Role, Signals],
+    features: jax.Array,
     drop: jax.Array | None = None,
 ) -> jax.Array:
     """Embeds the tokens of a layout.
@@ -117,6 +151,7 @@ def embed(
       layout: Tokens [batch, length].
       batch: Holds `actions` and `text` as packed.
       signals: Content of each role that the layout mentions.
+      features: What `look_back` gives for the patches, [batch, patches, width].
       drop: Optional bool [batch, chunks]: chunks whose noisy tokens carry no action (guidance).
 
     Returns:
@@ -133,7 +168,7 @@ def embed(
         TokenKind.MEMORY: jnp.broadcast_to(model.memory[...], (rows, *model.memory.shape)),
     }
     for role, signal in signals.items():
-        tables[TokenKind.VIDEO, role] = model.video_in(signal.video.astype(dtype))
+        tables[TokenKind.VIDEO, role] = model.video_in(signal.video.astype(dtype)) + features
         tables[TokenKind.AUDIO, role] = model.audio_in(signal.audio.astype(dtype))
     table = jnp.concatenate([x.astype(dtype) for x in tables.values()], axis=1)
     offsets, first = {}, 0
@@ -155,20 +190,46 @@ def embed(
     return jnp.take_along_axis(table, source[..., None], axis=1) + kinds
 
 
-def modulation(model: Omni, config: OmniConfig, layout: Layout, cells: Cells) -> jax.Array:
-    """Modulation of each token by its cell, [batch, length, 6 * width]."""
+def modulation(
+    model: Omni,
+    config: OmniConfig,
+    layout: Layout,
+    cells: Cells,
+    actions: jax.Array,
+    drop: jax.Array | None = None,
+) -> jax.Array:
+    """Modulation of each token by its cell.
+
+    Args:
+      model: Parameters.
+      config: Sizes.
+      layout: Tokens [batch, length].
+      cells: Conditioning of the row's chunks.
+      actions: float32 [batch, chunks * chunk_frames, action_dim]. A chunk's own actions modulate its cells besides
+        being tokens: control is learnt far sooner than through attention alone (docs/decisions.md).
+      drop: As in `embed`.
+
+    Returns:
+      [batch, length, 6 * width].
+    """
     dtype = jnp.dtype(config.dtype)
     rows, chunks, _ = cells.time.shape
 
-    def flat(clean, noisy):  # [batch, chunks, 2] each -> [batch, 4 * chunks], ordered role, modality, slot
-        return jnp.stack([clean, noisy], axis=1).transpose(0, 1, 3, 2).reshape(rows, -1)
+    def flat(clean, noisy):  # [batch, chunks, 2, ...] each -> [batch, 4 * chunks, ...], ordered role, modality, slot
+        both = jnp.moveaxis(jnp.stack([clean, noisy], axis=1), 3, 2)
+        return both.reshape(rows, 4 * chunks, *clean.shape[3:])
 
+    held = actions.reshape(rows, chunks, -1)
+    known = jnp.zeros((rows, chunks), bool)
+    by_role = [model.cell.actions(held, known), model.cell.actions(held, known if drop is None else drop)]
+    action = flat(*(jnp.broadcast_to(x[:, :, None], (rows, chunks, 2, config.width)) for x in by_role))
     guidance = jnp.broadcast_to(cells.guidance[..., None], cells.time.shape)
     zero, one = jnp.zeros((rows, 1)), jnp.ones((rows, 1))
-    by_cell = model.time(
+    by_cell = model.cell(
         jnp.concatenate([zero, flat(cells.context, cells.time)], axis=1),
         jnp.concatenate([zero, flat(cells.context, cells.target)], axis=1),
         jnp.concatenate([one, flat(jnp.ones_like(guidance), guidance)], axis=1),
+        jnp.concatenate([jnp.zeros((rows, 1, config.width)), action], axis=1),
         dtype,
     )
     role = jnp.repeat(layout.blocks.role, config.tokens.block, axis=-1)
@@ -179,13 +240,21 @@ def modulation(model: Omni, config: OmniConfig, layout: Layout, cells: Cells) ->
     return jax.nn.one_hot(cell, by_cell.shape[1], dtype=dtype) @ by_cell
 
 
-def read_out(model: Omni, config: OmniConfig, features: jax.Array, video_at: jax.Array, audio_at: jax.Array) -> Signals:
+def read_out(
+    model: Omni,
+    config: OmniConfig,
+    features: jax.Array,
+    forecast: jax.Array,
+    video_at: jax.Array,
+    audio_at: jax.Array,
+) -> Signals:
     """Predicted clean content.
 
     Args:
       model: Parameters.
       config: Sizes.
       features: Output of `backbone`, [batch, length, width].
+      forecast: What `look_back` gives for the patches, [batch, patches, video_rank].
       video_at: int32 [batch, patches], the place of each patch's token in `features`.
       audio_at: int32 [batch, audio tokens].
 
@@ -193,7 +262,7 @@ def read_out(model: Omni, config: OmniConfig, features: jax.Array, video_at: jax
       Signals in float32.
     """
     at = lambda where: rms_norm(jnp.take_along_axis(features, where[..., None], axis=1))
-    video = model.video_out(at(video_at))
+    video = model.video_out(at(video_at), forecast)
     if not config.tokens.audio_tokens:
         return Signals(video, jnp.zeros((*audio_at.shape, 1)))
     return Signals(video, model.audio_out(at(audio_at)))

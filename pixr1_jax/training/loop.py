@@ -116,7 +116,7 @@ def run(config: ConfigDict, stage: str, workdir: pathlib.Path) -> TrainState:
 
     writer = MetricWriter(directory, first_step=step + 1 if step else 0)
     throughput = Throughput()
-    frames = plan.row_spec.chunks * sizes.tokens.chunk_frames * batch_size
+    frames = round(plan.chunks_per_row * sizes.tokens.chunk_frames * batch_size)
     tokens = plan.row_spec.blocks * sizes.tokens.block * batch_size
     with stop_on_signal() as stop, track(section.steps - step, stage) as progress:
         while step < section.steps and not stop.requested_anywhere():

@@ -22,7 +22,7 @@ from pixr1_jax.objectives.tasks import TimeSampling
 from pixr1_jax.omni import principal, tokens
 from pixr1_jax.omni.model import Omni, OmniConfig
 
-_PRINCIPAL_ROWS = 64  # rows of the plan that the embeddings' principal components are taken from
+_PRINCIPAL_ROWS = 128  # rows of the plan that the embeddings' principal components are taken from
 
 
 def shards_directory(workdir: pathlib.Path) -> pathlib.Path:
@@ -66,8 +66,8 @@ def max_keys(config: OmniConfig, plan: PackPlan, window_chunks: int) -> int:
     spec, policy = config.tokens, config.memory
     if window_chunks > policy.horizon:
         raise ValueError(
-            f"pack.window_chunks={window_chunks} exceeds memory.horizon={policy.horizon}; raise the horizon: a stream may "
-            "place no key nearer than training did"
+            f"pack.window_chunks={window_chunks} exceeds memory.horizon={policy.horizon}; raise the horizon, beyond "
+            "which positions are not told apart"
         )
     head, text = spec.blocks_for(spec.head_tokens), spec.blocks_for(spec.text_bytes)
     sizes = {(info.height, info.width) for info in plan.infos}
@@ -82,15 +82,22 @@ def initial_model(config: OmniConfig, dataset: Dataset, plan: PackPlan, seed: in
     model = jax.jit(lambda key: Omni(config, key))(purpose_key(seed, Purpose.INIT))
     source = row_source(dataset, plan, config.tokens)
     content = jax.jit(lambda batch: tokens.content(config, batch))
-    video, audio = [], []
+    video, audio, patches_of, before, held = [], [], [], [], []
     for i in range(min(_PRINCIPAL_ROWS, plan.rows_per_epoch)):
         row = {name: value[None] for name, value in source[i].items()}
         signals = content(row)
         video.append(np.asarray(signals.video)[row["patch_slot"] >= 0])
+        patches_of.append(np.asarray(signals.video))
+        before.append(row["patch_before"])
+        held.append(np.asarray(tokens.held_by_patch(config, row)))
         valid = np.repeat(row["chunk_valid"], config.tokens.audio_tokens, axis=1)
         audio.append(np.asarray(signals.audio)[valid])
     has_audio = config.tokens.audio_tokens > 0
-    return principal.initialise(model, np.concatenate(video), np.concatenate(audio) if has_audio else None)
+    model = principal.initialise(model, np.concatenate(video), np.concatenate(audio) if has_audio else None)
+    # A level drawn uniformly up to the most has this root mean square.
+    noise = config.max_context_time / np.sqrt(3.0)
+    join = np.concatenate
+    return principal.initialise_forecast(model, join(patches_of), join(before), join(held), noise)
 
 
 def objective(config: ConfigDict, stage: str, plan: PackPlan) -> Pretrain | FlowMap:

@@ -174,6 +174,17 @@ def test_mixed_resolutions_share_rows_within_given_capacities():
     assert all(16 * 4 * size[16] + 4 * 4 * size[8] <= 150 for size in sizes)
 
 
+def test_blocks_alone_limit_how_many_small_windows_share_a_row():
+    # 24 patches are 3 blocks and 4 patches 1, beside head and memory: two large windows, or three small ones.
+    small = [make_info(n, 8, 8, 8, [(0, "rain")]) for n in range(6)]
+    large = [make_info(n, 8, 24, 16, [(0, "rain")]) for n in range(6, 10)]
+    plan = PackPlan(small + large, SPEC, window_chunks=4, row=None, rows_windows=2, seed=0)
+    sizes = [collections.Counter(ref.info.height for ref in refs) for refs in epoch_rows(plan, 0)]
+    assert sorted(sizes, key=lambda size: size[8]) == [{24: 2}, {24: 2}, {8: 3}, {8: 3}]
+    assert (plan.row_spec.chunks, plan.row_spec.text, plan.row_spec.noisy_blocks) == (12, 12, 32)
+    assert plan.chunks_per_row == (2 * 8 + 2 * 12) / 4
+
+
 def test_efficiency_is_the_average_over_epochs():
     events = [(0, "a caption of some length"), (9, ""), (14, "rain")]
     infos = [make_info(n, 23, 12, 20, events) for n in range(3)] + [make_info(n, 9, 5, 9) for n in range(3, 9)]

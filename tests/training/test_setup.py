@@ -1,0 +1,124 @@
+"""From a config to the objects of a run, and the errors on the way."""
+
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from data_pipelines.loader import row_source
+from data_pipelines.shards import open_dataset
+from pixr1_jax.attention.blocks import Blocks, visible
+from pixr1_jax.objectives.flow_map import FlowMap
+from pixr1_jax.objectives.pretrain import Pretrain
+from pixr1_jax.omni import tokens
+from pixr1_jax.training import setup
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+
+@pytest.fixture(scope="module")
+def dataset(tiny, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("setup")
+    tiny.write_clips(workdir)
+    return open_dataset(setup.shards_directory(workdir))
+
+
+def test_places_in_a_work_directory():
+    here = pathlib.Path("run")
+    assert setup.shards_directory(here) == here / "shards"
+    assert setup.checkpoint_directory(here, "distill") == here / "distill" / "checkpoints"
+    assert setup.artifact_directory(here) == here / "artifact"
+
+
+def test_sizes_come_from_their_sections(tiny):
+    sizes = setup.model_config(tiny.experiment())
+    assert (sizes.width, sizes.layers, sizes.tokens.patch, sizes.memory.window) == (16, 1, 4, 2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model__dtype": "float16"}, "model: model.dtype='float16'; use 'float32' or 'bfloat16'"),
+        ({"memory__window": 0}, "memory: memory policy needs window >= 1"),
+        ({"memory__horizon": 1}, "memory.horizon=1 must exceed memory.window=2"),
+        ({"tokens__audio_tokens": 3}, "tokens.hops=4 must be a multiple of tokens.audio_tokens=3"),
+    ],
+)
+def test_sizes_that_cannot_be_name_their_field(tiny, changes, message):
+    with pytest.raises(ValueError, match=message):
+        setup.model_config(tiny.experiment(**changes))
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value", "message"),
+    [
+        ("model", "depth", 3, "model.depth is unknown"),
+        ("tokens", "patches", 3, "tokens.patches is unknown.*did you mean patch"),
+        ("train.objective", "speed", 3, "train.objective.speed is unknown"),
+        ("train.objective", "time_floor", "low", "train.objective.time_floor is 'low'"),
+        ("train.objective", "tasks", {"dance": 1.0}, r"objective.tasks names \['dance'\]; known tasks are"),
+    ],
+)
+def test_fields_that_do_not_exist_or_fit(tiny, dataset, section, field, value, message):
+    config = tiny.experiment()
+    plan = setup.pack_plan(config, dataset)
+    here = config
+    for part in section.split("."):
+        here = here[part]
+    with here.unlocked(), here.ignore_type():
+        here[field] = value
+    with pytest.raises(ValueError, match=message):
+        setup.objective(config, "train", plan)
+
+
+@pytest.mark.parametrize("changes", [{}, {"memory__window": 1, "memory__sinks": 0}, {"pack__window_chunks": 6}])
+@pytest.mark.parametrize("windows", [1, 2])
+def test_the_bound_on_keys_holds_and_is_reached(tiny, dataset, changes, windows):
+    """Counted on rows: no query sees more blocks, and with the longest text some query sees as many."""
+    config = tiny.experiment(**changes, pack__windows_per_row=windows)
+    sizes, plan = setup.model_config(config), setup.pack_plan(config, dataset)
+    bound = setup.max_keys(sizes, plan, config.pack.window_chunks)
+    source = row_source(dataset, plan, sizes.tokens)
+    most = 0
+    for index in range(6):
+        blocks = Blocks.of(source[index])
+        seen = np.asarray(visible(blocks, blocks, sizes.memory))
+        most = max(most, seen.sum(-1).max())
+    # The last chunk has no clean blocks, so the fullest query lacks a memory block of its own.
+    assert bound - 1 <= most <= bound
+
+
+def test_windows_beyond_the_horizon(tiny, dataset):
+    config = tiny.experiment(pack__window_chunks=6, memory__horizon=5)
+    with pytest.raises(ValueError, match="pack.window_chunks=6 exceeds memory.horizon=5"):
+        setup.objective(config, "train", setup.pack_plan(config, dataset))
+
+
+def test_each_stage_has_its_objective(tiny, dataset):
+    config = tiny.experiment()
+    plan = setup.pack_plan(config, dataset)
+    train, distill = (setup.objective(config, stage, plan) for stage in ("train", "distill"))
+    assert isinstance(train, Pretrain) and isinstance(distill, FlowMap)
+    assert train.clean_blocks == plan.row_spec.clean_blocks
+    assert train.sampling.drop == 0.1 and distill.sampling.drop == 0
+    assert dict(train.sampling.tasks)["joint"] == 0.8
+    assert hash(train) == hash(setup.objective(config, "train", plan))
+
+
+def test_a_new_model_starts_from_the_data(tiny, dataset):
+    config = tiny.experiment()
+    sizes, plan = setup.model_config(config), setup.pack_plan(config, dataset)
+    model = setup.initial_model(sizes, dataset, plan, seed=0)
+    source = row_source(dataset, plan, sizes.tokens)
+    rows = [source[i] for i in range(plan.rows_per_epoch)]
+    pixels = np.concatenate([row["patches"][row["patch_slot"] >= 0] for row in rows]) / 127.5 - 1
+    np.testing.assert_allclose(model.video_in.mean[...], pixels.mean(0), atol=1e-3)
+    covariance = np.cov(pixels.T, bias=True)
+    down = np.asarray(model.video_in.down[...])
+    caught = np.trace(down.T @ covariance @ down)
+    np.testing.assert_allclose(caught, np.linalg.eigvalsh(covariance)[-12:].sum(), rtol=1e-3)
+    batch = jax.tree.map(lambda x: x[None], rows[0])
+    assert tokens.content(sizes, batch).video.shape[1] == plan.row_spec.patches
+    again, other = (setup.initial_model(sizes, dataset, plan, seed=seed) for seed in (0, 1))
+    assert tiny.largest_difference(model, again) == 0 and tiny.largest_difference(model, other) > 0
