@@ -6,7 +6,6 @@ import numpy as np
 from pixr1_jax.omni.layers import PatchEmbed, PatchHead, surroundings
 from pixr1_jax.omni.model import Omni
 
-
 _LARGEST_SYSTEM = 10_000  # unknowns of the forecast for each value: seconds and a gigabyte
 
 
