@@ -50,15 +50,15 @@ def get_config(variant: str = "") -> ConfigDict:
     config.model = ConfigDict()
     config.model.width = 192
     config.model.layers = 4
-    config.model.heads = 3
-    config.model.head_dim = 64
+    config.model.heads = 2
+    config.model.head_dim = 96
     config.model.hidden = 512
-    config.model.video_rank = 192
+    config.model.video_rank = 96
     config.model.audio_rank = 96
     config.model.audio_scale = 4.0
     config.model.audio_power = 0.5
     config.model.context_time = 0.0
-    config.model.max_context_time = 0.1
+    config.model.max_context_time = 0.2
     config.model.dtype = "float32"
     config.model.attention = "gather"
 
@@ -72,13 +72,13 @@ def get_config(variant: str = "") -> ConfigDict:
 
     config.train = _stage(steps=300, learning_rate=2e-3, warmup=30)
     config.train.objective = ConfigDict()
-    config.train.objective.time_floor = 0.25
+    config.train.objective.time_floor = 0.5
     config.train.objective.audio_weight = 0.3
     _sampling(config.train.objective, drop=0.1)
 
     config.distill = _stage(steps=60, learning_rate=5e-4, warmup=5)
     config.distill.objective = ConfigDict()
-    config.distill.objective.time_floor = 0.25
+    config.distill.objective.time_floor = 0.5
     config.distill.objective.audio_weight = 0.3
     config.distill.objective.to_clean = 0.5
     config.distill.objective.to_same = 0.25
@@ -137,9 +137,9 @@ def _stage(steps: int, learning_rate: float, warmup: int) -> ConfigDict:
 
 
 def _sampling(objective: ConfigDict, drop: float) -> None:
-    objective.mean = 1.0
+    objective.mean = 2.0
     objective.deviation = 1.2
-    objective.pure_noise = 0.1
+    objective.pure_noise = 0.3
     objective.drop = drop
     objective.tasks = ConfigDict({"joint": 0.8, "independent": 0.1, "video_to_audio": 0.05, "audio_to_video": 0.05})
 

@@ -57,7 +57,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.model.audio_scale = 4.0
     config.model.audio_power = 0.5
     config.model.context_time = 0.0
-    config.model.max_context_time = 0.2
+    config.model.max_context_time = 0.15
     config.model.dtype = "float32"
     config.model.attention = "reference"
 
@@ -68,20 +68,20 @@ def get_config(variant: str = "") -> ConfigDict:
     config.pack.threads = 2
     config.pack.prefetch = 8
 
-    config.train = _stage(steps=1500, learning_rate=2e-3, warmup=50)
+    config.train = _stage(steps=1700, learning_rate=2e-3, warmup=50)
     config.train.objective = ConfigDict()
     config.train.objective.time_floor = 0.5
     config.train.objective.audio_weight = 0.3
     _sampling(config.train.objective, drop=0.1)
 
-    config.distill = _stage(steps=250, learning_rate=5e-4, warmup=20)
+    config.distill = _stage(steps=160, learning_rate=3e-4, warmup=20)
     config.distill.objective = ConfigDict()
     config.distill.objective.time_floor = 0.5
     config.distill.objective.audio_weight = 0.3
-    config.distill.objective.to_clean = 0.5
-    config.distill.objective.to_same = 0.25
-    config.distill.objective.max_guidance = 2.0
-    config.distill.objective.tangent_warmup = 50
+    config.distill.objective.to_clean = 0.25
+    config.distill.objective.to_same = 0.5
+    config.distill.objective.max_guidance = 1.5
+    config.distill.objective.tangent_warmup = 100
     _sampling(config.distill.objective, drop=0.0)
 
     config.export = ConfigDict()
@@ -93,7 +93,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.stream.script = "configs/scripts/playground.txt"
     config.stream.seconds = 20.0
     config.stream.steps = 2
-    config.stream.guidance = 1.5
+    config.stream.guidance = 1.0
     config.stream.seed = 0
     config.stream.clip = 0
     config.stream.context_seconds = 1.0

@@ -307,8 +307,9 @@ def pack_row(spec: TokenSpec, row: RowSpec, windows: Sequence[Window]) -> dict[s
 
     Returns:
       The arrays of `RowBuilder` and the content:
-        patches uint8 [patches, patch_dim], patch_before int32 [patches, 9] (see `patches_before`), patch_extent uint8 [patches, 2], patch_slot int32 [patches]
-        (-1 where empty), patch_number int32 [patches] (place within its chunk), waveform int16
+        patches uint8 [patches, patch_dim], patch_before int32 [patches, 9] (see `patches_before`),
+        patch_extent uint8 [patches, 2], patch_slot int32 [patches] (-1 where empty),
+        patch_number int32 [patches] (place within its chunk), waveform int16
         [chunks, (hops + 1) * hop, channels] (one hop of look-back first),
         actions float32 [chunks * chunk_frames, action_dim], text uint8 [text],
         chunk_sample uint32 [chunks], chunk_number int32 [chunks], chunk_valid bool [chunks],

@@ -18,6 +18,15 @@ from pixr1_jax.omni.model import Omni, OmniConfig
 from pixr1_jax.omni.tokens import Cells
 
 
+_SOFTENING = 0.02  # squared error below which a token's gradient is not reduced
+
+
+def _bounded(error: jax.Array) -> jax.Array:
+    """Divides each token's squared errors by their detached mean, so that no token's tangent can run away with a step."""
+    mean = jax.lax.stop_gradient(error.mean(axis=-1, keepdims=True))
+    return error * _SOFTENING / (mean + _SOFTENING)
+
+
 @dataclasses.dataclass(frozen=True)
 class FlowMap:
     """Distils a flow-matching teacher into a flow map.
@@ -93,6 +102,7 @@ class FlowMap:
             return jnp.square((compound - speed) * time / jnp.maximum(time, self.time_floor))
 
         error = jax.tree.map(squared, scene.noisy, clean, tangent, speed, scene.time, span)
+        error = jax.tree.map(_bounded, error)
         loss, metrics = combine(self, batch, scene, error)
         metrics["tangent_rms"] = jnp.sqrt(jnp.mean(jnp.square(tangent.video)))
         return loss, metrics

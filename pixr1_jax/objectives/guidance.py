@@ -18,6 +18,10 @@ def guide(conditional: jax.Array, unconditional: jax.Array, strength: jax.Array)
 
 
 def sample_strength(seed: int, step: jax.Array, batch: Batch, largest: float) -> jax.Array:
-    """Strength of each chunk, the same within a sample: log-uniform in [1, largest], float32 [batch, chunks]."""
+    """Strength of each chunk, the same within a sample, float32 [batch, chunks].
+
+    Half of the samples have strength 1, where a stream spends its time unless told otherwise; the others are
+    log-uniform in [1, largest].
+    """
     u = flow.uniform_by_sample(seed, Purpose.GUIDANCE, step, batch)
-    return jnp.exp(u * jnp.log(largest))
+    return jnp.exp(jnp.maximum(2.0 * u - 1.0, 0.0) * jnp.log(largest))

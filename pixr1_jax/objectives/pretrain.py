@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from pixr1_jax.core import rng
 from pixr1_jax.core.rng import Purpose
 from pixr1_jax.objectives import flow, losses, tasks
 from pixr1_jax.objectives.predict import Batch, predict
@@ -84,7 +85,31 @@ def noised(config: OmniConfig, sampling: tasks.TimeSampling, batch: Batch, seed:
         level = flow.per_token(batch, draw.context, spec.audio_tokens)
         grain = flow.noise_like(clean, batch, seed, step, (Purpose.VIDEO_CONTEXT, Purpose.AUDIO_CONTEXT))
         context = jax.tree.map(flow.interpolate, clean, grain, level)
+        context = dataclasses.replace(context, video=tinted(context.video, batch, seed, step, config.max_context_time))
     return Scene(clean, noise, noisy, context, time, draw)
+
+
+def tinted(video: jax.Array, batch: Batch, seed: int, step: jax.Array, level: float) -> jax.Array:
+    """Changes contrast and colour of the context, the same throughout a sample.
+
+    A stream that reads its own output drifts in just this way, and white noise does not teach a model to come back: it
+    hardly touches the broad components in which drift lives.
+
+    Args:
+      video: [batch, patches, patch_dim].
+      batch: The packed batch.
+      seed: Run seed.
+      step: Training step.
+      level: Standard deviation of the logarithm of contrast and of the shift of each colour.
+    """
+    keys = rng.chunk_keys(
+        seed, Purpose.CONTEXT_TINT, step, batch["chunk_sample"], jnp.zeros_like(batch["chunk_number"])
+    )
+    normal = jax.vmap(jax.vmap(lambda key: jax.random.normal(key, (4,))))(keys)  # [batch, chunks, 4]
+    slot = jnp.maximum(batch["patch_slot"], 0)[..., None]
+    by_patch = level * jnp.take_along_axis(normal, slot, axis=1)
+    shift = jnp.tile(by_patch[..., 1:], (1, 1, video.shape[-1] // 3))
+    return video * jnp.exp(by_patch[..., :1]) + shift
 
 
 def combine(objective, batch: Batch, scene: Scene, error: Signals) -> tuple[jax.Array, dict[str, jax.Array]]:

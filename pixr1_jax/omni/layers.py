@@ -136,7 +136,7 @@ class CellEmbed(nnx.Module):
           [..., cells, 6 * width].
         """
         # Frequencies stay low: the time derivative of the network is part of the flow-map target.
-        rates = jnp.asarray(np.geomspace(0.5, 16.0, self.FREQUENCIES), jnp.float32)
+        rates = jnp.asarray(np.geomspace(0.5, 6.0, self.FREQUENCIES), jnp.float32)
         values = jnp.stack([time, time - target, jnp.log(guidance)], axis=-1)[..., None] * rates
         features = jnp.concatenate([jnp.cos(values), jnp.sin(values)], axis=-1)
         x = features.reshape(*time.shape, -1).astype(dtype)

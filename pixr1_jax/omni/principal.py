@@ -41,7 +41,8 @@ def initialise(model: Omni, video: np.ndarray, audio: np.ndarray | None) -> Omni
 def initialise_forecast(model: Omni, video: np.ndarray, before: np.ndarray, held: np.ndarray, noise: float) -> Omni:
     """Sets the look-back of `model` to the best bilinear forecast of patches from surroundings and actions.
 
-    Where the system is too large to solve (a wide bottleneck, many actions) the forecast stays zero, to be learnt.
+    Where the system is too large to solve (a wide bottleneck, many actions) the forecast stays zero, to be learnt;
+    so does the part of actions that the data never change.
 
     Args:
       model: A model whose video embeddings are initialised.
@@ -50,22 +51,26 @@ def initialise_forecast(model: Omni, video: np.ndarray, before: np.ndarray, held
       held: Mean action over each patch's chunk, [rows, patches, actions].
       noise: Standard deviation of the noise that the surroundings are going to have.
     """
-    if model.look_back.forecast.size // model.video_out.up.shape[0] > _LARGEST_SYSTEM:
+    known = before[..., 4] >= 0
+    usual = held[known].mean(axis=0)
+    changing = np.flatnonzero(held[known].std(axis=0) > 0)
+    if model.look_back.forecast.shape[0] * (1 + len(changing)) > _LARGEST_SYSTEM:
         return model
     model = jax.tree.map(lambda x: x, model)
     look = model.look_back
     low = (video - np.asarray(model.video_in.mean[...])) @ np.asarray(model.video_in.down[...])
     near = np.asarray(surroundings(jax.numpy.asarray(low), jax.numpy.asarray(before)))
-    known = before[..., 4] >= 0
-    near, usual = near[known], held[known].mean(axis=0)
-    weights = np.concatenate([np.ones((len(near), 1), np.float32), held[known] - usual], axis=1)  # [count, 1 + actions]
+    near = near[known]
+    weights = np.concatenate([np.ones((len(near), 1), np.float32), (held[known] - usual)[:, changing]], axis=1)
     x = (weights[:, :, None] * near[:, None, :]).reshape(len(near), -1).astype(np.float32)
     y = low[known] / np.linalg.norm(np.asarray(model.video_out.up[...]), axis=1)
     # Least squares with noise added to the surroundings is ridge regression, each part by its weight's power.
     power = np.repeat((weights**2).mean(axis=0), near.shape[1])
     gram = (x.T @ x).astype(np.float64) + np.diag(len(x) * max(noise, 1e-2) ** 2 * np.maximum(power, 1e-2))
     solution = np.linalg.solve(gram, (x.T @ y.astype(np.float32)).astype(np.float64))
-    forecast = solution.reshape(weights.shape[1], near.shape[1], -1).transpose(1, 0, 2).reshape(near.shape[1], -1)
+    forecast = np.zeros((1 + len(usual), near.shape[1], y.shape[1]))
+    forecast[np.concatenate([[0], 1 + changing])] = solution.reshape(-1, near.shape[1], y.shape[1])
+    forecast = forecast.transpose(1, 0, 2).reshape(near.shape[1], -1)
     look.forecast[...] = jax.numpy.asarray(forecast, look.forecast.dtype)
     look.usual_action[...] = jax.numpy.asarray(usual, look.usual_action.dtype)
     return model

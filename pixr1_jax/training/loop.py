@@ -118,6 +118,7 @@ def run(config: ConfigDict, stage: str, workdir: pathlib.Path) -> TrainState:
     throughput = Throughput()
     frames = round(plan.chunks_per_row * sizes.tokens.chunk_frames * batch_size)
     tokens = plan.row_spec.blocks * sizes.tokens.block * batch_size
+    shown = {}
     with stop_on_signal() as stop, track(section.steps - step, stage) as progress:
         while step < section.steps and not stop.requested_anywhere():
             checkpoints.save(step, state, batches)  # before the next batch is drawn
@@ -127,13 +128,12 @@ def run(config: ConfigDict, stage: str, workdir: pathlib.Path) -> TrainState:
             step += 1
             throughput.add(frames=frames, tokens=tokens)
             if step % section.log_every == 0 or step == section.steps:
-                metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
-                _check_finite(metrics, section.max_skipped)
-                named = {f"{stage}/{name}": value for name, value in metrics.items()}
-                named[f"{stage}/learning_rate"] = float(rate(step - 1))
-                writer.write(step, named | throughput.read())
-                progress.advance(0, loss=metrics["loss"])
-            progress.advance(1, **({"loss": metrics["loss"]} if isinstance(metrics["loss"], float) else {}))
+                values = {f"{stage}/{name}": float(value) for name, value in jax.device_get(metrics).items()}
+                values[f"{stage}/learning_rate"] = float(rate(step - 1))
+                writer.write(step, values | throughput.read())
+                _check_finite(int(values[f"{stage}/skipped_in_a_row"]), section.max_skipped)
+                shown = {"loss": values[f"{stage}/loss"]}
+            progress.advance(1, **shown)
     checkpoints.save(step, state, batches, force=True)
     checkpoints.close()
     writer.close()
@@ -146,11 +146,11 @@ def finished(config: ConfigDict, stage: str, workdir: pathlib.Path) -> bool:
     return bool(steps) and steps[-1] >= config[stage].steps
 
 
-def _check_finite(metrics: dict[str, float], most: int) -> None:
-    if metrics["skipped_in_a_row"] >= most:
+def _check_finite(skipped: int, most: int) -> None:
+    if skipped >= most:
         raise TrainingError(
-            f"{int(metrics['skipped_in_a_row'])} steps in a row had a loss or gradient that is not finite "
-            f"(max_skipped={most}); lower optimizer.learning_rate or optimizer.clip_norm"
+            f"{skipped} steps in a row had a loss or gradient that is not finite (max_skipped={most}); "
+            "lower optimizer.learning_rate or optimizer.clip_norm"
         )
 
 

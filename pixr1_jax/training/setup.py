@@ -22,7 +22,7 @@ from pixr1_jax.objectives.tasks import TimeSampling
 from pixr1_jax.omni import principal, tokens
 from pixr1_jax.omni.model import Omni, OmniConfig
 
-_PRINCIPAL_ROWS = 128  # rows of the plan that the embeddings' principal components are taken from
+_FITTED_PATCHES = 24 << 10  # patches of the plan's first rows that embeddings and forecast are fitted to, at least
 
 
 def shards_directory(workdir: pathlib.Path) -> pathlib.Path:
@@ -83,7 +83,8 @@ def initial_model(config: OmniConfig, dataset: Dataset, plan: PackPlan, seed: in
     source = row_source(dataset, plan, config.tokens)
     content = jax.jit(lambda batch: tokens.content(config, batch))
     video, audio, patches_of, before, held = [], [], [], [], []
-    for i in range(min(_PRINCIPAL_ROWS, plan.rows_per_epoch)):
+    rows = min(-(-_FITTED_PATCHES // plan.row_spec.patches), plan.rows_per_epoch)
+    for i in range(rows):
         row = {name: value[None] for name, value in source[i].items()}
         signals = content(row)
         video.append(np.asarray(signals.video)[row["patch_slot"] >= 0])
