@@ -58,7 +58,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.model.audio_scale = 4.0
     config.model.audio_power = 0.5
     config.model.context_time = 0.0
-    config.model.max_context_time = 0.2
+    config.model.max_context_time = 0.15
     config.model.dtype = "float32"
     config.model.attention = "gather"
 
@@ -76,14 +76,15 @@ def get_config(variant: str = "") -> ConfigDict:
     config.train.objective.audio_weight = 0.3
     _sampling(config.train.objective, drop=0.1)
 
-    config.distill = _stage(steps=60, learning_rate=5e-4, warmup=5)
+    config.distill = _stage(steps=60, learning_rate=3e-4, warmup=5)
     config.distill.objective = ConfigDict()
     config.distill.objective.time_floor = 0.5
     config.distill.objective.audio_weight = 0.3
-    config.distill.objective.to_clean = 0.5
-    config.distill.objective.to_same = 0.25
-    config.distill.objective.max_guidance = 2.0
-    config.distill.objective.tangent_warmup = 20
+    config.distill.objective.softening = 0.02
+    config.distill.objective.to_clean = 0.25
+    config.distill.objective.to_same = 0.5
+    config.distill.objective.max_guidance = 1.5
+    config.distill.objective.tangent_warmup = 40
     _sampling(config.distill.objective, drop=0.0)
 
     config.export = ConfigDict()
@@ -95,7 +96,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.stream.script = "configs/scripts/doom.txt"
     config.stream.seconds = 20.0
     config.stream.steps = 2
-    config.stream.guidance = 1.5
+    config.stream.guidance = 1.0
     config.stream.seed = 0
     config.stream.clip = 1
     config.stream.context_seconds = 1.5
@@ -141,6 +142,7 @@ def _sampling(objective: ConfigDict, drop: float) -> None:
     objective.deviation = 1.2
     objective.pure_noise = 0.3
     objective.drop = drop
+    objective.drift = 0.15
     objective.tasks = ConfigDict({"joint": 0.8, "independent": 0.1, "video_to_audio": 0.05, "audio_to_video": 0.05})
 
 

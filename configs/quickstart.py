@@ -78,6 +78,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.distill.objective = ConfigDict()
     config.distill.objective.time_floor = 0.5
     config.distill.objective.audio_weight = 0.3
+    config.distill.objective.softening = 0.02
     config.distill.objective.to_clean = 0.25
     config.distill.objective.to_same = 0.5
     config.distill.objective.max_guidance = 1.5
@@ -139,6 +140,7 @@ def _sampling(objective: ConfigDict, drop: float) -> None:
     objective.deviation = 1.2
     objective.pure_noise = 0.3
     objective.drop = drop
+    objective.drift = 0.15
     objective.tasks = ConfigDict({"joint": 0.8, "independent": 0.1, "video_to_audio": 0.05, "audio_to_video": 0.05})
 
 

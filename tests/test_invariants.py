@@ -437,7 +437,7 @@ def training(tiny):
     rows = lambda k: [[tiny.window(spec, 3, seed=8 * k + i, events=((0, "ab"),))] for i in range(8)]
     batches = [tiny.batch(spec, rows(k))[0] for k in range(3)]
     _, room = tiny.batch(spec, rows(0))
-    sampling = TimeSampling(0.5, 1.0, 0.1, 0.3, (("joint", 1.0), ("independent", 1.0), ("audio_to_video", 1.0)))
+    sampling = TimeSampling(0.5, 1.0, 0.1, 0.3, 0.1, (("joint", 1.0), ("independent", 1.0), ("audio_to_video", 1.0)))
     objective = Pretrain(config, sampling, 0.25, 0.3, room.clean_blocks, room.blocks)
     tx = make_optimizer(ConfigDict(OPTIMIZER))
     step = partial(train_step, loss=objective.loss, tx=tx, seed=0, ema_decay=0.9)

@@ -24,7 +24,7 @@ class Purpose(enum.IntEnum):
     GUIDANCE = 9
     TARGET_TIME = 10
     STREAM = 11
-    CONTEXT_TINT = 12
+    CONTEXT_DRIFT = 12
 
 
 def purpose_key(seed: int | jax.Array, purpose: Purpose) -> jax.Array:

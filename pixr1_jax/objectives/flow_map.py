@@ -18,15 +18,6 @@ from pixr1_jax.omni.model import Omni, OmniConfig
 from pixr1_jax.omni.tokens import Cells
 
 
-_SOFTENING = 0.02  # squared error below which a token's gradient is not reduced
-
-
-def _bounded(error: jax.Array) -> jax.Array:
-    """Divides each token's squared errors by their detached mean, so that no token's tangent can run away with a step."""
-    mean = jax.lax.stop_gradient(error.mean(axis=-1, keepdims=True))
-    return error * _SOFTENING / (mean + _SOFTENING)
-
-
 @dataclasses.dataclass(frozen=True)
 class FlowMap:
     """Distils a flow-matching teacher into a flow map.
@@ -40,6 +31,8 @@ class FlowMap:
       tangent_warmup: Steps over which the tangent term is blended in.
       time_floor: The error in velocity is weighted by (t / max(t, time_floor))^2.
       audio_weight: Weight of the audio loss beside video's 1.
+      softening: Squared error of a token beyond which its share in the loss grows no more; a tangent that runs away
+        then costs a step little.
       clean_blocks: Blocks of the clean half of a row.
       max_keys: Static bound on key blocks of a query block.
     """
@@ -52,6 +45,7 @@ class FlowMap:
     tangent_warmup: int
     time_floor: float
     audio_weight: float
+    softening: float
     clean_blocks: int
     max_keys: int
 
@@ -102,10 +96,15 @@ class FlowMap:
             return jnp.square((compound - speed) * time / jnp.maximum(time, self.time_floor))
 
         error = jax.tree.map(squared, scene.noisy, clean, tangent, speed, scene.time, span)
-        error = jax.tree.map(_bounded, error)
+        error = jax.tree.map(self._soften, error)
         loss, metrics = combine(self, batch, scene, error)
         metrics["tangent_rms"] = jnp.sqrt(jnp.mean(jnp.square(tangent.video)))
         return loss, metrics
+
+    def _soften(self, error: jax.Array) -> jax.Array:
+        """Divides the squared errors of each token by 1 + their detached mean / softening."""
+        mean = jax.lax.stop_gradient(error.mean(axis=-1, keepdims=True))
+        return error / (1.0 + mean / self.softening)
 
     def _target_share(self, seed: int, step: jax.Array, batch: Batch) -> jax.Array:
         """Target time as a share of the time, [batch, chunks, 1]."""

@@ -85,11 +85,12 @@ def noised(config: OmniConfig, sampling: tasks.TimeSampling, batch: Batch, seed:
         level = flow.per_token(batch, draw.context, spec.audio_tokens)
         grain = flow.noise_like(clean, batch, seed, step, (Purpose.VIDEO_CONTEXT, Purpose.AUDIO_CONTEXT))
         context = jax.tree.map(flow.interpolate, clean, grain, level)
-        context = dataclasses.replace(context, video=tinted(context.video, batch, seed, step, config.max_context_time))
+    if sampling.drift > 0:
+        context = dataclasses.replace(context, video=drifted(context.video, batch, seed, step, sampling.drift))
     return Scene(clean, noise, noisy, context, time, draw)
 
 
-def tinted(video: jax.Array, batch: Batch, seed: int, step: jax.Array, level: float) -> jax.Array:
+def drifted(video: jax.Array, batch: Batch, seed: int, step: jax.Array, level: float) -> jax.Array:
     """Changes contrast and colour of the context, the same throughout a sample.
 
     A stream that reads its own output drifts in just this way, and white noise does not teach a model to come back: it
@@ -103,7 +104,7 @@ def tinted(video: jax.Array, batch: Batch, seed: int, step: jax.Array, level: fl
       level: Standard deviation of the logarithm of contrast and of the shift of each colour.
     """
     keys = rng.chunk_keys(
-        seed, Purpose.CONTEXT_TINT, step, batch["chunk_sample"], jnp.zeros_like(batch["chunk_number"])
+        seed, Purpose.CONTEXT_DRIFT, step, batch["chunk_sample"], jnp.zeros_like(batch["chunk_number"])
     )
     normal = jax.vmap(jax.vmap(lambda key: jax.random.normal(key, (4,))))(keys)  # [batch, chunks, 4]
     slot = jnp.maximum(batch["patch_slot"], 0)[..., None]

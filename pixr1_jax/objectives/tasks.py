@@ -28,6 +28,7 @@ class TimeSampling:
       deviation: Of the logit-normal law.
       pure_noise: Share of chunks at exactly t = 1, where every sampler begins.
       drop: Share of samples trained without text and actions, for guidance.
+      drift: Standard deviation of the changes of contrast (its logarithm) and colour that the context of a sample has.
       tasks: Weight of each task of `TASKS`, as (name, weight) pairs.
     """
 
@@ -35,6 +36,7 @@ class TimeSampling:
     deviation: float
     pure_noise: float
     drop: float
+    drift: float
     tasks: tuple[tuple[str, float], ...]
 
     def __post_init__(self):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -32,9 +33,11 @@ def scene(tiny):
     return config, batch, room
 
 
-def flow_map(config, room, *, to_clean=0.3, to_same=0.2, max_guidance=2.0, tangent_warmup=1, **changes):
+def flow_map(
+    config, room, *, to_clean=0.3, to_same=0.2, max_guidance=2.0, tangent_warmup=1, softening=math.inf, **changes
+):
     # Times stay above the floor of the velocity, 0.05.
-    fields = {"mean": 1.0, "deviation": 0.7, "pure_noise": 0.2, "drop": 0.0, "tasks": (("joint", 1.0),)}
+    fields = {"mean": 1.0, "deviation": 0.7, "pure_noise": 0.2, "drop": 0.0, "drift": 0.0, "tasks": (("joint", 1.0),)}
     sampling = TimeSampling(**(fields | changes))
     return FlowMap(
         config,
@@ -45,6 +48,7 @@ def flow_map(config, room, *, to_clean=0.3, to_same=0.2, max_guidance=2.0, tange
         tangent_warmup,
         time_floor=0.25,
         audio_weight=0.3,
+        softening=softening,
         clean_blocks=room.clean_blocks,
         max_keys=room.blocks,
     )
@@ -94,6 +98,16 @@ def test_a_constant_student_of_another_constant(tiny, scene, warmup):
     error = 0.7 * (1 - (time - target) / time / warmup) / np.maximum(time, 0.25)
     np.testing.assert_allclose(metrics["loss/video"], np.mean(np.square(error)), rtol=1e-3, atol=1e-7)
     np.testing.assert_allclose(metrics["loss/audio"], np.mean(np.square(error)), rtol=1e-3, atol=1e-7)
+
+
+def test_softening_bounds_what_a_token_costs(tiny, scene):
+    """A token whose squared errors are all e costs e / (1 + e / softening)."""
+    config, batch, room = scene
+    models = constant(tiny, config, 0.5), constant(tiny, config, -0.2)
+    _, metrics = run(flow_map(config, room, to_clean=0.0, to_same=1.0, softening=0.02), *models, batch)
+    task = flow_map(config, room, to_clean=0.0, to_same=1.0)
+    error = np.square(0.7 / np.maximum(times(task, batch)[0], 0.25))
+    np.testing.assert_allclose(metrics["loss/video"], np.mean(error / (1 + error / 0.02)), rtol=1e-3)
 
 
 def test_target_times_have_their_shares(tiny, scene):

@@ -21,13 +21,15 @@ def test_strength_one_is_conditional_and_zero_is_not(conditional, unconditional,
     np.testing.assert_allclose(guidance.guide(c, u, jnp.float32(strength)), expected, atol=1e-4)
 
 
-def test_strengths_are_log_uniform_and_belong_to_samples():
+def test_half_of_the_strengths_are_1_the_others_log_uniform_and_all_belong_to_samples():
     samples = np.repeat(np.arange(4000, dtype=np.uint32)[:, None], 3, axis=1)
     batch = {"chunk_sample": samples, "chunk_number": np.tile(np.arange(3, dtype=np.int32), (4000, 1))}
     strength = np.asarray(guidance.sample_strength(0, jnp.int32(1), batch, 4.0))
     assert (strength == strength[:, :1]).all()
     assert strength.min() >= 1 and strength.max() <= 4
-    share = np.log(strength[:, 0]) / np.log(4.0)
+    guided = strength[:, 0] > 1
+    assert guided.mean() == pytest.approx(0.5, abs=0.03)
+    share = np.log(strength[guided, 0]) / np.log(4.0)
     for quantile in (0.25, 0.5, 0.75):
         assert np.quantile(share, quantile) == pytest.approx(quantile, abs=0.03)
     np.testing.assert_array_equal(guidance.sample_strength(0, jnp.int32(1), batch, 1.0), 1.0)

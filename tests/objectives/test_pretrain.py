@@ -18,7 +18,7 @@ ALL_TASKS = tuple((name, 1.0) for name in sorted(tasks.TASKS))
 
 def sampling(**changes):
     return TimeSampling(
-        **({"mean": 0.5, "deviation": 1.0, "pure_noise": 0.2, "drop": 0.3, "tasks": ALL_TASKS} | changes)
+        **({"mean": 0.5, "deviation": 1.0, "pure_noise": 0.2, "drop": 0.3, "drift": 0.0, "tasks": ALL_TASKS} | changes)
     )
 
 
@@ -76,6 +76,24 @@ def test_a_scene_is_the_path_at_the_drawn_times(scene):
     sure = real & (level > 0.01)
     assert abs(np.corrcoef(grain[sure].ravel(), noise[sure].ravel())[0, 1]) < 0.05
     assert grain[sure].std() == pytest.approx(1, abs=0.05)
+
+
+def test_drift_is_one_change_of_contrast_and_colour_a_sample(scene):
+    config, batch, _, _ = scene
+    steady, drifting = (
+        np.asarray(pretrain.noised(config, sampling(drift=drift), batch, 0, jnp.int32(2)).context.video)
+        for drift in (0.0, 0.2)
+    )
+    changes = []
+    for row in range(len(steady)):
+        real = batch["patch_slot"][row] >= 0
+        before, after = (x[row][real].reshape(-1, 3) for x in (steady, drifting))
+        slopes, shifts = zip(*(np.polyfit(before[:, c], after[:, c], 1) for c in range(3)), strict=True)
+        np.testing.assert_allclose(slopes, slopes[0], rtol=1e-3)
+        np.testing.assert_allclose(after, slopes[0] * before + shifts, atol=1e-3)
+        changes.append((np.log(slopes[0]), *shifts))
+    assert len(np.unique(np.round(changes, 4))) == 4 * len(changes)
+    assert 0.05 < np.std(changes) < 0.5
 
 
 def test_padding_carries_no_loss(tiny, scene):

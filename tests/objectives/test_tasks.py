@@ -9,7 +9,7 @@ import pytest
 from pixr1_jax.objectives import tasks
 from pixr1_jax.objectives.tasks import TASKS, TimeSampling
 
-SAMPLING = TimeSampling(mean=0.8, deviation=1.2, pure_noise=0.25, drop=0.2, tasks=(("joint", 1.0),))
+SAMPLING = TimeSampling(mean=0.8, deviation=1.2, pure_noise=0.25, drop=0.2, drift=0.0, tasks=(("joint", 1.0),))
 
 
 def fake_batch(samples=4000, chunks=3, padding=1):
@@ -87,4 +87,4 @@ def test_draws_follow_the_sample_whatever_its_row():
 @pytest.mark.parametrize("given", [(("joint", 1.0), ("dance", 1.0)), ()])
 def test_unknown_tasks(given):
     with pytest.raises(ValueError, match="known tasks are .*'joint'"):
-        TimeSampling(mean=0, deviation=1, pure_noise=0, drop=0, tasks=given)
+        TimeSampling(mean=0, deviation=1, pure_noise=0, drop=0, drift=0, tasks=given)

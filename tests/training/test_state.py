@@ -93,7 +93,7 @@ def test_a_poisoned_packed_batch_is_skipped(tiny):
     config = tiny.config(layers=1)
     spec = config.tokens
     batch, room = tiny.batch(spec, [[tiny.window(spec, 2)]])
-    sampling = TimeSampling(1.0, 1.0, 0.1, 0.1, (("joint", 1.0),))
+    sampling = TimeSampling(1.0, 1.0, 0.1, 0.1, 0.1, (("joint", 1.0),))
     objective = Pretrain(config, sampling, 0.25, 0.3, room.clean_blocks, room.blocks)
     step, state = make(objective.loss, tiny.model(config))
     bad = batch | {"actions": np.full_like(batch["actions"], np.nan)}
