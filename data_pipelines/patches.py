@@ -40,8 +40,8 @@ def neighbourhood(rows: int, columns: int) -> np.ndarray:
     order = morton_order(rows, columns)
     rank = np.argsort(order)
     y, x = np.divmod(order, columns)
-    dy, dx = np.divmod(np.arange(9), 3) - np.int64(1)
-    near_y, near_x = y[:, None] + dy, x[:, None] + dx
+    down, right = np.divmod(np.arange(9), 3)
+    near_y, near_x = y[:, None] + down - 1, x[:, None] + right - 1
     inside = (near_y >= 0) & (near_y < rows) & (near_x >= 0) & (near_x < columns)
     return np.where(inside, rank[np.where(inside, near_y * columns + near_x, 0)], -1).astype(np.int32)
 

@@ -5,6 +5,7 @@ import pathlib
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -85,13 +86,13 @@ def initial_model(config: OmniConfig, dataset: Dataset, plan: PackPlan, seed: in
     video, audio, patches_of, before, held = [], [], [], [], []
     rows = min(-(-_FITTED_PATCHES // plan.row_spec.patches), plan.rows_per_epoch)
     for i in range(rows):
-        row = {name: value[None] for name, value in source[i].items()}
+        row = {name: jnp.asarray(value[None]) for name, value in source[i].items()}
         signals = content(row)
-        video.append(np.asarray(signals.video)[row["patch_slot"] >= 0])
+        video.append(np.asarray(signals.video)[np.asarray(row["patch_slot"]) >= 0])
         patches_of.append(np.asarray(signals.video))
-        before.append(row["patch_before"])
+        before.append(np.asarray(row["patch_before"]))
         held.append(np.asarray(tokens.held_by_patch(config, row)))
-        valid = np.repeat(row["chunk_valid"], config.tokens.audio_tokens, axis=1)
+        valid = np.repeat(np.asarray(row["chunk_valid"]), config.tokens.audio_tokens, axis=1)
         audio.append(np.asarray(signals.audio)[valid])
     has_audio = config.tokens.audio_tokens > 0
     model = principal.initialise(model, np.concatenate(video), np.concatenate(audio) if has_audio else None)
