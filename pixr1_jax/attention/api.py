@@ -1,5 +1,6 @@
 """One entry to attention: `attend` chooses the implementation."""
 
+import chex
 import jax
 
 from pixr1_jax.attention import gather, reference
@@ -41,6 +42,8 @@ def attend(
         raise ValueError(
             f"attention implementation {implementation!r} is unknown; use one of {sorted(IMPLEMENTATIONS)}"
         )
+    chex.assert_rank([q, k], 4)
+    chex.assert_equal_shape([k, v])
     if q.shape[1] != lists.counts.shape[1] * block or k.shape[1] != key_valid.shape[1] * block:
         raise ValueError(
             f"attend: {q.shape[1]} queries and {k.shape[1]} keys do not match {lists.counts.shape[1]} query and "
