@@ -133,6 +133,7 @@ def largest_difference(a, b) -> float:
 
 # Fields of configs/quickstart.py that make it a run of seconds on the clips of `write_clips`.
 EXPERIMENT = {
+    "pack.batch_rows": 8,
     "tokens.patch": 4,
     "tokens.block": 4,
     "tokens.hop": 5,
