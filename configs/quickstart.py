@@ -140,7 +140,7 @@ def _sampling(objective: ConfigDict, drop: float) -> None:
     objective.deviation = 1.2
     objective.pure_noise = 0.3
     objective.drop = drop
-    objective.drift = 0.15
+    objective.drift = 0.07
     objective.tasks = ConfigDict({"joint": 0.8, "independent": 0.1, "video_to_audio": 0.05, "audio_to_video": 0.05})
 
 
