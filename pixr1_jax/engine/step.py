@@ -278,7 +278,7 @@ def _placed(layout: Layout, chunk: jax.Array, time: float) -> Layout:
     present = (blocks.valid > 0) & (chunk >= 0)
     blocks = dataclasses.replace(
         blocks,
-        chunk=jnp.full_like(blocks.chunk, 0) + chunk,
+        chunk=jnp.broadcast_to(chunk, blocks.chunk.shape),
         segment=jnp.where(present, 0, -1),
         valid=jnp.where(present, blocks.valid, 0),
     )

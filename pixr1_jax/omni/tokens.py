@@ -206,7 +206,7 @@ def modulation(
       layout: Tokens [batch, length].
       cells: Conditioning of the row's chunks.
       actions: float32 [batch, chunks * chunk_frames, action_dim]. A chunk's own actions modulate its cells besides
-        being tokens: control is learnt far sooner than through attention alone (docs/decisions.md).
+        being tokens, as in most interactive models (docs/decisions.md).
       drop: As in `embed`.
 
     Returns:
