@@ -2,9 +2,10 @@
 
 import chex
 import jax
+import jax.numpy as jnp
 
 from pixr1_jax.attention import gather, reference
-from pixr1_jax.attention.blocks import BlockLists
+from pixr1_jax.attention.blocks import BlockLists, Tail
 
 IMPLEMENTATIONS = {"reference": reference.attend, "gather": gather.attend}
 
@@ -18,6 +19,8 @@ def attend(
     *,
     block: int,
     scale: float,
+    past: tuple[jax.Array, jax.Array] | None = None,
+    tail: Tail | None = None,
     implementation: str = "gather",
 ) -> jax.Array:
     """Softmax attention in which each query block reads the key blocks that its list names.
@@ -26,10 +29,13 @@ def attend(
       q: [batch, query_tokens, heads, dim].
       k: [batch, key_tokens, heads, dim].
       v: [batch, key_tokens, heads, dim].
-      lists: Key blocks of each query block, [batch, query_tokens / block, max_keys].
-      key_valid: int32 [batch, key_tokens / block], tokens at the start of each key block that may be read.
+      lists: Key blocks of each tile of query blocks, indexing the blocks of `past` and then of `k`.
+      key_valid: int32 [batch, key_blocks], tokens at the start of each key block that may be read, `past` included.
       block: Tokens in a block.
       scale: Factor on the scores.
+      past: Optional keys and values that come before `k` and `v`, such as a cache. Given apart, since they often have
+        no tangent, which makes forward-mode differentiation cheaper.
+      tail: Optional key blocks that are read as one pseudo-token each.
       implementation: One of `IMPLEMENTATIONS`.
 
     Returns:
@@ -44,9 +50,13 @@ def attend(
         )
     chex.assert_rank([q, k], 4)
     chex.assert_equal_shape([k, v])
-    if q.shape[1] != lists.counts.shape[1] * block or k.shape[1] != key_valid.shape[1] * block:
+    if past is not None:
+        k, v = (jnp.concatenate([old, new], axis=1) for old, new in zip(past, (k, v), strict=True))
+    tiles = lists.counts.shape[2]
+    query_blocks = q.shape[1] // block
+    if q.shape[1] % block or -(-query_blocks // lists.tile) != tiles or k.shape[1] != key_valid.shape[1] * block:
         raise ValueError(
-            f"attend: {q.shape[1]} queries and {k.shape[1]} keys do not match {lists.counts.shape[1]} query and "
-            f"{key_valid.shape[1]} key blocks of {block}"
+            f"attend: {q.shape[1]} queries and {k.shape[1]} keys do not match {tiles} tiles of {lists.tile} query "
+            f"blocks and {key_valid.shape[1]} key blocks of {block}"
         )
-    return IMPLEMENTATIONS[implementation](q, k, v, lists, key_valid, block=block, scale=scale)
+    return IMPLEMENTATIONS[implementation](q, k, v, lists, key_valid, tail, block=block, scale=scale)

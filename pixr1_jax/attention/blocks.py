@@ -1,8 +1,8 @@
 """Who sees whom, decided per pair of blocks, and its compressed form: block lists (decisions D5-D8).
 
 `visible` is the one definition of visibility, used for training rows and for the serving cache alike.
-`block_lists` turns any such relation into what attention reads: for every query block the indices of
-the key blocks that it attends to, and how many there are.
+`block_lists` turns any such relation into what attention reads: for every tile of query blocks the indices
+of the key blocks that it attends to.
 """
 
 import dataclasses
@@ -68,15 +68,43 @@ class Blocks:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class BlockLists:
-    """Key blocks of every query block.
+    """Key blocks that each tile of query blocks reads.
+
+    A tile is `tile` query blocks in a row, read together since a matrix unit wants more queries than a block has. Its
+    list is the union of what its blocks see; `seen` says for each entry which of them do. The entries that all of them
+    see, and whose tokens are all valid, come first: they need no mask.
 
     Attributes:
-      indices: int32 [..., query_blocks, max_keys]; entries at or beyond the count are 0 and not read.
-      counts: int32 [..., query_blocks].
+      indices: int32 [batch, lists, tiles, max_keys], key blocks; `lists` is 1, or the heads where each has its own.
+        Entries at or beyond the count are 0 and not read.
+      seen: int32 [batch, lists, tiles, max_keys], bit i is set where query block i of the tile reads the entry.
+      counts: int32 [batch, lists, tiles].
+      whole: int32 [batch, lists, tiles], how many entries at the beginning need no mask.
+      tile: Query blocks of a tile; the last tile of a row may have fewer.
     """
 
     indices: jax.Array
+    seen: jax.Array
     counts: jax.Array
+    whole: jax.Array
+    tile: int = dataclasses.field(metadata={"static": True})
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Tail:
+    """Key blocks that enter the softmax as one pseudo-token each (D9).
+
+    Attributes:
+      key: [batch, key_blocks, heads, dim], the mean key of each block.
+      value: [batch, key_blocks, heads, dim], its mean value.
+      weight: float32 [batch, lists, query_blocks, key_blocks], how many tokens the pseudo-token stands for, 0 where
+        it is not read; `lists` as in `BlockLists`.
+    """
+
+    key: jax.Array
+    value: jax.Array
+    weight: jax.Array
 
 
 def visible(query: Blocks, key: Blocks, policy: MemoryPolicy, hide_text: jax.Array | None = None) -> jax.Array:
@@ -111,18 +139,43 @@ def visible(query: Blocks, key: Blocks, policy: MemoryPolicy, hide_text: jax.Arr
     return present & jnp.where(q.kind == BlockKind.TEXT, same_event, content | text)
 
 
-def block_lists(seen: jax.Array, max_keys: int) -> BlockLists:
-    """Compresses a visibility relation, keeping the order of keys.
+def block_lists(
+    seen: jax.Array, key_valid: jax.Array, *, block: int, max_keys: int | None = None, tile: int = 1
+) -> BlockLists:
+    """Compresses a visibility relation.
 
     Args:
-      seen: bool [..., query_blocks, key_blocks].
-      max_keys: Static bound on the keys of one query block; the caller derives it from the layout.
+      seen: bool [batch, query_blocks, key_blocks], or [batch, heads, query_blocks, key_blocks].
+      key_valid: int32 [batch, key_blocks], valid tokens of each key block.
+      block: Tokens in a block.
+      max_keys: Static bound on the key blocks of one query block, derived by the caller from the layout.
+      tile: Query blocks that share a list.
 
     Returns:
-      Lists whose indices ascend.
+      Lists whose indices ascend, first among the entries that need no mask, then among the others.
     """
-    max_keys = min(max_keys, seen.shape[-1])
-    order = jnp.argsort(~seen, axis=-1, stable=True)[..., :max_keys].astype(jnp.int32)
-    counts = seen.sum(axis=-1, dtype=jnp.int32)
-    listed = jnp.arange(max_keys) < counts[..., None]
-    return BlockLists(indices=jnp.where(listed, order, 0), counts=jnp.minimum(counts, max_keys))
+    if seen.ndim == 3:
+        seen = seen[:, None]
+    *lead, query_blocks, key_blocks = seen.shape
+    tiles = -(-query_blocks // tile)
+    seen = jnp.pad(seen, [(0, 0)] * len(lead) + [(0, tiles * tile - query_blocks), (0, 0)])
+    bits = jnp.arange(tile, dtype=jnp.int32)[:, None]
+    seen_by = jnp.left_shift(seen.reshape(*lead, tiles, tile, key_blocks).astype(jnp.int32), bits).sum(axis=-2)
+    full = (key_valid == block)[:, None, None]
+    everyone = (1 << tile) - 1
+    # Blocks beyond the row's end read nothing, and need no mask either: what they compute is thrown away.
+    last = everyone >> (tiles * tile - query_blocks)
+    wanted = jnp.full((tiles, 1), everyone, jnp.int32).at[-1].set(last)
+    whole = (seen_by == wanted) & full
+    rank = jnp.where(whole, 0, jnp.where(seen_by > 0, 1, 2))
+    bound = key_blocks if max_keys is None else min(tile * max_keys, key_blocks)
+    order = jnp.argsort(rank, axis=-1, stable=True)[..., :bound].astype(jnp.int32)
+    counts = jnp.minimum((seen_by > 0).sum(axis=-1, dtype=jnp.int32), bound)
+    listed = jnp.arange(bound) < counts[..., None]
+    return BlockLists(
+        indices=jnp.where(listed, order, 0),
+        seen=jnp.where(listed, jnp.take_along_axis(seen_by, order, axis=-1), 0),
+        counts=counts,
+        whole=jnp.minimum(whole.sum(axis=-1, dtype=jnp.int32), counts),
+        tile=tile,
+    )

@@ -1,65 +1,100 @@
-"""Block-list attention in plain XLA: gathers the listed key blocks of each query block.
+"""Block-list attention in plain XLA: gathers the listed key blocks of each tile of query blocks.
 
-Runs on any device, differentiates forwards and backwards, and costs what the lists cost. Query blocks are
-visited in groups under `lax.scan` with rematerialisation, so memory is bounded by a group.
+Runs on any device, differentiates forwards and backwards to any order, and costs what the lists cost. Tiles are visited
+in groups under `lax.scan` with rematerialisation, so memory is bounded by a group.
 """
 
 import jax
 import jax.numpy as jnp
 
-from pixr1_jax.attention.blocks import BlockLists
+from pixr1_jax.attention.blocks import BlockLists, Tail
 
 _GROUP_SCORES = 1 << 22  # attention scores that one group may hold, a few tens of MiB in float32
 
 
 def attend(
-    q: jax.Array, k: jax.Array, v: jax.Array, lists: BlockLists, key_valid: jax.Array, *, block: int, scale: float
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    lists: BlockLists,
+    key_valid: jax.Array,
+    tail: Tail | None,
+    *,
+    block: int,
+    scale: float,
 ) -> jax.Array:
     """Softmax attention over listed blocks; see `pixr1_jax.attention.api.attend`."""
     batch, queries, heads, dim = q.shape
-    query_blocks, max_keys = lists.indices.shape[1:]
-    groups = _groups(query_blocks, batch * heads * block * max_keys * block)
+    tiles, max_keys = lists.indices.shape[2:]
+    tokens = lists.tile * block  # of a tile
     alive = (jnp.arange(block) < key_valid[..., None]).reshape(batch, -1)[..., None, None]
-    k, v = (jnp.where(alive, x, 0) for x in (k, v))
-    k, v = (x.reshape(batch, -1, block, heads, dim) for x in (k, v))
-    q = q.reshape(batch, query_blocks, block, heads, dim)
+    by_head = lambda x: jnp.moveaxis(x.reshape(batch, -1, block, heads, dim), 3, 1)
+    # [batch, heads, key_blocks, block, dim]; padding is cleared, since a weight of zero alone would keep a NaN.
+    k, v = (by_head(jnp.where(alive, x, 0)) for x in (k, v))
+    q = jnp.pad(q, [(0, 0), (0, tiles * tokens - queries), (0, 0), (0, 0)])
+    q = jnp.moveaxis(q.reshape(batch, tiles, tokens, heads, dim), 3, 1)
+    weight = None
+    if tail is not None:
+        weight = tail.weight
+        weight = jnp.pad(weight, [(0, 0), (0, 0), (0, tiles * lists.tile - weight.shape[2]), (0, 0)])
+        weight = weight.reshape(*weight.shape[:2], tiles, lists.tile, -1)
+        tail = Tail(*(jnp.swapaxes(x, 1, 2) for x in (tail.key, tail.value)), weight)
+    parts = (q, lists.indices, lists.seen, lists.counts, weight)
 
-    def group(q, indices, counts):
-        """Q [batch, group, block, heads, dim] against its listed blocks."""
-        return _attend_group(q, k, v, indices, counts, key_valid, scale)
+    def group(parts):
+        """A few tiles, [batch, heads or 1, tiles, ...] each."""
+        q, indices, seen, counts, weight = parts
+        return _attend_tiles(q, indices, seen, counts, weight, k, v, key_valid, tail, scale)
 
+    groups = _groups(tiles, batch * heads * tokens * max_keys * block)
     if groups == 1:
-        out = group(q, lists.indices, lists.counts)
-        return out.reshape(batch, queries, heads, dim)
-
-    def split(x):
-        return jnp.moveaxis(x.reshape(batch, groups, query_blocks // groups, *x.shape[2:]), 1, 0)
-
-    step = jax.checkpoint(lambda _, inputs: (None, group(*inputs)))
-    _, out = jax.lax.scan(step, None, (split(q), split(lists.indices), split(lists.counts)))
-    return jnp.moveaxis(out, 0, 1).reshape(batch, queries, heads, dim)
+        out = group(parts)
+    else:
+        split = lambda x: jnp.moveaxis(x.reshape(*x.shape[:2], groups, tiles // groups, *x.shape[3:]), 2, 0)
+        step = jax.checkpoint(lambda _, parts: (None, group(parts)))
+        _, out = jax.lax.scan(step, None, jax.tree.map(split, parts))
+        out = jnp.moveaxis(out, 0, 2)
+    return jnp.moveaxis(out.reshape(batch, heads, -1, dim), 1, 2)[:, :queries]
 
 
-def _groups(query_blocks: int, scores_per_block: int) -> int:
+def _groups(tiles: int, scores_per_tile: int) -> int:
     """The smallest number of equal groups whose scores fit the budget."""
-    for groups in range(1, query_blocks):
-        if query_blocks % groups == 0 and query_blocks // groups * scores_per_block <= _GROUP_SCORES:
+    for groups in range(1, tiles):
+        if tiles % groups == 0 and tiles // groups * scores_per_tile <= _GROUP_SCORES:
             return groups
-    return query_blocks
+    return tiles
 
 
-def _attend_group(q, k, v, indices, counts, key_valid, scale):
-    pick = jax.vmap(lambda x, where: x[where])  # over the batch
-    keys, values = pick(k, indices), pick(v, indices)  # [batch, group, max_keys, block, heads, dim]
+def _attend_tiles(q, indices, seen, counts, weight, k, v, key_valid, tail: Tail | None, scale):
+    batch, heads, _, block, dim = k.shape
+    tile = q.shape[3] // block
+    # One list for all heads picks whole slices; a list for each head picks its own.
+    pick = jax.vmap(jax.vmap(lambda x, where: x[where]))  # over batch and heads
+    by_head = jnp.broadcast_to(indices, (batch, heads, *indices.shape[2:]))
+    keys, values = pick(k, by_head), pick(v, by_head)  # [batch, heads, tiles, max_keys, block, dim]
+    valid = jax.vmap(lambda x, where: x[where])(key_valid, indices)
     listed = jnp.arange(indices.shape[-1]) < counts[..., None]
-    valid = jnp.where(listed, pick(key_valid, indices), 0)
-    mask = jnp.arange(k.shape[2]) < valid[..., None]  # [batch, group, max_keys, block]
-    mask = mask.reshape(*mask.shape[:2], 1, 1, -1)
-    scores = scale * jnp.einsum("bgqhd,bgnkhd->bghqnk", q, keys, preferred_element_type=jnp.float32)
-    scores = scores.reshape(*scores.shape[:4], -1)
-    peak = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True, where=mask, initial=-1e30))
-    weights = jnp.where(mask, jnp.exp(jnp.where(mask, scores - peak, 0.0)), 0.0)
+    alive = (jnp.arange(block) < valid[..., None]) & listed[..., None]  # [batch, lists, tiles, max_keys, block]
+    reads = (seen[..., None, :] >> jnp.arange(tile)[:, None]) & 1  # [batch, lists, tiles, tile, max_keys]
+    mask = (reads[..., None] > 0) & alive[..., None, :, :]
+    mask = mask.reshape(*mask.shape[:3], tile, 1, -1)
+    product = lambda keys: scale * jnp.einsum("bhtqd,bhtkd->bhtqk", q, keys, preferred_element_type=jnp.float32)
+    by_block = lambda x: x.reshape(*x.shape[:3], tile, block, x.shape[-1])
+    flat = lambda x: x.reshape(*x.shape[:3], -1, dim)
+    keys, values = flat(keys), flat(values)
+    scores = by_block(product(keys))
+    if tail is not None:
+        pooled = scale * jnp.einsum("bhtqd,bhkd->bhtqk", q, tail.key, preferred_element_type=jnp.float32)
+        scores = jnp.concatenate([scores, by_block(pooled)], axis=-1)
+        shares = jnp.concatenate([jnp.where(mask, 1.0, 0.0), weight[..., None, :]], axis=-1)
+    else:
+        shares = jnp.where(mask, 1.0, 0.0)
+    peak = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True, where=shares > 0, initial=-1e30))
+    weights = jnp.where(shares > 0, shares * jnp.exp(jnp.where(shares > 0, scores - peak, 0.0)), 0.0)
     total = weights.sum(axis=-1, keepdims=True)
-    weights = (weights / jnp.where(total > 0, total, 1.0)).astype(v.dtype)
-    values = values.reshape(*values.shape[:2], -1, *values.shape[4:])
-    return jnp.einsum("bghqk,bgkhd->bgqhd", weights, values)
+    weights = (weights / jnp.where(total > 0, total, 1.0)).astype(v.dtype).reshape(*q.shape[:4], -1)
+    listed_keys = keys.shape[3]
+    out = jnp.einsum("bhtqk,bhtkd->bhtqd", weights[..., :listed_keys], values)
+    if tail is not None:
+        out += jnp.einsum("bhtqk,bhkd->bhtqd", weights[..., listed_keys:], tail.value)
+    return out

@@ -3,44 +3,75 @@
 import jax
 import jax.numpy as jnp
 
-from pixr1_jax.attention.blocks import BlockLists
+from pixr1_jax.attention.blocks import BlockLists, Tail
 
 
-def dense_mask(lists: BlockLists, key_valid: jax.Array, block: int) -> jax.Array:
+def block_mask(lists: BlockLists, query_blocks: int, key_blocks: int) -> jax.Array:
+    """Which key blocks each query block reads, bool [batch, lists, query_blocks, key_blocks]."""
+    bits = jnp.arange(lists.tile)[:, None]
+    listed = jnp.arange(lists.indices.shape[-1]) < lists.counts[..., None]
+    by_block = ((lists.seen[..., None, :] >> bits) & 1).astype(bool) & listed[..., None, :]
+    named = jax.nn.one_hot(lists.indices, key_blocks, dtype=jnp.bool_)
+    # [batch, lists, tiles, tile, key_blocks], a sum of products without one.
+    mask = jnp.einsum("bltuk,bltkn->bltun", by_block.astype(jnp.int32), named.astype(jnp.int32)) > 0
+    return mask.reshape(*mask.shape[:2], -1, key_blocks)[:, :, :query_blocks]
+
+
+def dense_mask(lists: BlockLists, key_valid: jax.Array, query_blocks: int, block: int) -> jax.Array:
     """The token mask of block lists.
 
     Args:
-      lists: [batch, query_blocks, max_keys].
+      lists: Lists of all tiles.
       key_valid: int32 [batch, key_blocks], valid tokens of each key block.
+      query_blocks: Query blocks of a row.
       block: Tokens in a block.
 
     Returns:
-      bool [batch, query_blocks, key_tokens]; all tokens of a query block share a row.
+      bool [batch, lists, query_blocks, key_tokens]; all tokens of a query block share a row.
     """
     key_blocks = key_valid.shape[-1]
-    listed = jnp.arange(lists.indices.shape[-1]) < lists.counts[..., None]
-    named = jax.nn.one_hot(lists.indices, key_blocks, dtype=jnp.bool_) & listed[..., None]
     tokens = jnp.arange(block) < key_valid[..., None]
-    mask = named.any(axis=-2)[..., None] & tokens[:, None]
-    return mask.reshape(*mask.shape[:2], key_blocks * block)
+    mask = block_mask(lists, query_blocks, key_blocks)[..., None] & tokens[:, None, None]
+    return mask.reshape(*mask.shape[:3], key_blocks * block)
 
 
 def attend(
-    q: jax.Array, k: jax.Array, v: jax.Array, lists: BlockLists, key_valid: jax.Array, *, block: int, scale: float
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    lists: BlockLists,
+    key_valid: jax.Array,
+    tail: Tail | None,
+    *,
+    block: int,
+    scale: float,
 ) -> jax.Array:
     """Softmax attention, computed densely in float32; see `pixr1_jax.attention.api.attend`."""
     batch, queries, heads, _ = q.shape
-    mask = dense_mask(lists, key_valid, block)
-    readable = jnp.repeat(mask.any(axis=-1), block, axis=-1)[..., None, None]
-    mask = mask[:, None, :, None]
+    mask = dense_mask(lists, key_valid, queries // block, block)[..., None, :]
     # Padding may hold anything, NaN included: it is cleared, since a weight of zero alone would keep it.
     alive = (jnp.arange(block) < key_valid[..., None]).reshape(batch, -1)[..., None, None]
     q32, k32, v32 = q.astype(jnp.float32), *(jnp.where(alive, x.astype(jnp.float32), 0.0) for x in (k, v))
-    exact = jax.lax.Precision.HIGHEST
-    scores = scale * jnp.einsum("bqhd,bkhd->bhqk", q32, k32, precision=exact)
-    scores = scores.reshape(batch, heads, queries // block, block, -1) + jnp.where(mask, 0.0, -1e30)
+    scores = _scores(q32, k32, scale, block)
+    bias = jnp.where(mask, 0.0, -1e30)
+    readable = mask.any(axis=-1, keepdims=True)
+    if tail is not None:
+        weight = tail.weight[..., None, :]
+        scores = jnp.concatenate([scores, _scores(q32, tail.key.astype(jnp.float32), scale, block)], axis=-1)
+        tail_bias = jnp.where(weight > 0, jnp.log(jnp.maximum(weight, 1e-9)), -1e30)
+        bias = jnp.concatenate([bias, tail_bias], axis=-1)
+        readable |= (weight > 0).any(axis=-1, keepdims=True)
+        v32 = jnp.concatenate([v32, tail.value.astype(jnp.float32)], axis=1)
+    scores += bias
     peak = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
-    weights = jnp.exp(scores - peak).reshape(batch, heads, queries, -1)
-    total = weights.sum(axis=-1).transpose(0, 2, 1)[..., None]
-    out = jnp.einsum("bhqk,bkhd->bqhd", weights, v32, precision=exact) / total
-    return jnp.where(readable, out, 0.0).astype(q.dtype)
+    weights = jnp.where(readable, jnp.exp(scores - peak), 0.0)
+    weights /= jnp.where(readable, weights.sum(axis=-1, keepdims=True), 1.0)
+    weights = weights.reshape(batch, heads, queries, -1)
+    out = jnp.einsum("bhqk,bkhd->bqhd", weights, v32, precision=jax.lax.Precision.HIGHEST)
+    return out.astype(q.dtype)
+
+
+def _scores(q: jax.Array, k: jax.Array, scale: float, block: int) -> jax.Array:
+    """[batch, heads, query_blocks, block, keys]."""
+    scores = scale * jnp.einsum("bqhd,bkhd->bhqk", q, k, precision=jax.lax.Precision.HIGHEST)
+    return scores.reshape(*scores.shape[:2], -1, block, scores.shape[-1])

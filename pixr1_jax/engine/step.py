@@ -14,7 +14,7 @@ import numpy as np
 
 from data_pipelines import packing, patches
 from data_pipelines.packing import BlockKind, Role
-from pixr1_jax.attention.blocks import block_lists, visible
+from pixr1_jax.attention.blocks import visible
 from pixr1_jax.core import rng
 from pixr1_jax.objectives import flow
 from pixr1_jax.omni import audio, memory, tokens
@@ -79,11 +79,11 @@ class Stream:
         layout = dataclasses.replace(layout, blocks=blocks)
         batch = {"text": text[None], "actions": jnp.zeros((1, 0, self.config.tokens.action_dim))}
         x = tokens.embed(model, self.config, layout, batch, {}, jnp.zeros((1, 0, self.config.width)))
-        lists = block_lists(visible(blocks, blocks, self.config.memory), blocks.count)
+        seen = visible(blocks, blocks, self.config.memory)
         cells = self._cells(jnp.zeros(()), jnp.zeros(()), jnp.ones(()))
         nothing = jnp.zeros((1, 2 * self.config.tokens.chunk_frames, self.config.tokens.action_dim))
         modulation = tokens.modulation(model, self.config, layout, cells, nothing)
-        _, (key, value) = backbone(model, self.config, x, modulation, layout.position, blocks, lists)
+        _, (key, value) = backbone(model, self.config, x, modulation, layout.position, blocks, seen)
         return memory.write_text(self.cache, state, key[:, 0], value[:, 0], length, state["chunk"])
 
     def observe(
@@ -238,14 +238,13 @@ class Stream:
     def _forward(self, model, state, row: Layout, signals, actions, cells: Cells):
         config = self.config
         past = memory.past(self.cache, state, state["chunk"])
-        keys = past.blocks + row.blocks
-        lists = block_lists(visible(row.blocks, keys, config.memory), keys.count)
+        seen = visible(row.blocks, past.blocks + row.blocks, config.memory)
         context, places = self._look_back(state)
         batch = self._batch(state, actions) | places
         looks, forecast = tokens.look_back(model, config, context, batch)
         x = tokens.embed(model, config, row, batch, signals, looks)
         modulation = tokens.modulation(model, config, row, cells, batch["actions"])
-        features, (key, value) = backbone(model, config, x, modulation, row.position, row.blocks, lists, past)
+        features, (key, value) = backbone(model, config, x, modulation, row.position, row.blocks, seen, past)
         return features, forecast, key, value
 
     def _look_back(self, state: State) -> tuple[Signals, dict[str, jax.Array]]:

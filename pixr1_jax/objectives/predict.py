@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from data_pipelines.packing import Role
-from pixr1_jax.attention.blocks import block_lists, visible
+from pixr1_jax.attention.blocks import visible
 from pixr1_jax.omni import tokens
 from pixr1_jax.omni.model import Omni, OmniConfig, Past, backbone
 from pixr1_jax.omni.tokens import Cells, Layout, Signals
@@ -48,7 +48,8 @@ def predict(
         tokens.modulation(model, config, layout, cells, batch["actions"], drop),
         layout.position,
         layout.blocks,
-        block_lists(seen, max_keys),
+        seen,
+        max_keys=max_keys,
     )
     return tokens.read_out(model, config, features, forecast, batch["video_at"], batch["audio_at"])
 
@@ -58,11 +59,11 @@ def encode_context(
 ) -> Past:
     """Keys and values of the clean half of a row."""
     layout = Layout.of(batch).part(0, clean_blocks)
-    lists = block_lists(visible(layout.blocks, layout.blocks, config.memory), max_keys)
+    seen = visible(layout.blocks, layout.blocks, config.memory)
     looks, _ = tokens.look_back(model, config, context, batch)
     x = tokens.embed(model, config, layout, batch, {Role.CLEAN: context}, looks)
     modulation = tokens.modulation(model, config, layout, cells, batch["actions"])
-    _, (key, value) = backbone(model, config, x, modulation, layout.position, layout.blocks, lists)
+    _, (key, value) = backbone(model, config, x, modulation, layout.position, layout.blocks, seen, max_keys=max_keys)
     return Past(key, value, layout.position, layout.blocks)
 
 
@@ -85,9 +86,7 @@ def denoise(
     x = tokens.embed(model, config, layout, batch, {Role.NOISY: noisy}, looks, drop)
     seen = visible(layout.blocks, past.blocks + layout.blocks, config.memory, _hide_text(layout, config, drop))
     modulation = tokens.modulation(model, config, layout, cells, batch["actions"], drop)
-    features, _ = backbone(
-        model, config, x, modulation, layout.position, layout.blocks, block_lists(seen, max_keys), past
-    )
+    features, _ = backbone(model, config, x, modulation, layout.position, layout.blocks, seen, past, max_keys=max_keys)
     offset = clean_blocks * config.tokens.block
     at = lambda where: jnp.maximum(where - offset, 0)
     return tokens.read_out(model, config, features, forecast, at(batch["video_at"]), at(batch["audio_at"]))

@@ -8,7 +8,7 @@ from flax import nnx
 
 from data_pipelines.packing import TokenSpec
 from pixr1_jax.attention import api
-from pixr1_jax.attention.blocks import BlockLists, Blocks, MemoryPolicy
+from pixr1_jax.attention.blocks import Blocks, MemoryPolicy, block_lists
 from pixr1_jax.omni import layers as nn
 from pixr1_jax.omni import rope
 
@@ -99,8 +99,10 @@ def backbone(
     modulation: jax.Array,
     position: jax.Array,
     blocks: Blocks,
-    lists: BlockLists,
+    seen: jax.Array,
     past: Past | None = None,
+    *,
+    max_keys: int | None = None,
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     """Runs the layers over a row.
 
@@ -111,8 +113,9 @@ def backbone(
       modulation: [batch, length, 6 * width], from `model.cell` by each token's cell.
       position: float32 [batch, length, 3].
       blocks: The row's blocks [batch, length / block].
-      lists: Key blocks of each of the row's blocks, indexing `past.blocks + blocks`.
+      seen: bool [batch, blocks, key blocks], which of `past.blocks + blocks` each of the row's blocks sees.
       past: Optional cache whose blocks come before the row's.
+      max_keys: Static bound on the key blocks that one block sees.
 
     Returns:
       Normalised features [batch, length, width], and the row's (keys, values), each
@@ -120,28 +123,31 @@ def backbone(
     """
     block = config.tokens.block
     own_angles = rope.angles(position, config.head_dim)
-    if past is None:
-        key_angles, key_valid = own_angles, blocks.valid
-    else:
-        key_angles = jnp.concatenate([rope.angles(past.position, config.head_dim), own_angles], axis=1)
-        key_valid = jnp.concatenate([past.blocks.valid, blocks.valid], axis=-1)
+    key_valid = blocks.valid if past is None else (past.blocks + blocks).valid
+
+    def placed(cached):
+        """Cached keys and values as this row reads them."""
+        if past is None:
+            return None
+        key, value = cached
+        return rope.rotate(key, rope.angles(past.position, config.head_dim)), value
+
+    lists = block_lists(seen, key_valid, block=block, max_keys=max_keys)
 
     def layer_step(x, inputs):
         layer, cached = inputs
         shared = modulation + layer.modulation[...].astype(x.dtype)
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = jnp.split(shared, 6, axis=-1)
         q, k, v = layer.qkv_heads(nn.rms_norm(x) * (1 + scale_a) + shift_a, config.heads)
-        keys, values = (
-            (k, v) if cached is None else (jnp.concatenate([c, n], axis=1) for c, n in zip(cached, (k, v), strict=True))
-        )
         mixed = api.attend(
             rope.rotate(q, own_angles),
-            rope.rotate(keys, key_angles),
-            values,
+            rope.rotate(k, own_angles),
+            v,
             lists,
             key_valid,
             block=block,
             scale=config.head_dim**-0.5,
+            past=placed(cached),
             implementation=config.attention,
         )
         x = x + gate_a * nn.dot(mixed.reshape(*x.shape[:2], -1), layer.out)

@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pixr1_jax.attention import api, gather
-from pixr1_jax.attention.blocks import BlockLists, block_lists
+from pixr1_jax.attention.blocks import Tail, block_lists
 
 IMPLEMENTATIONS = sorted(api.IMPLEMENTATIONS)
 BATCH, HEADS, DIM, BLOCK, QUERIES, KEYS = 2, 2, 8, 4, 3, 5
+TILES = [1, 2, 4]  # query blocks that share a list
 SCALE = DIM**-0.5
 
 
@@ -41,9 +42,10 @@ def numpy_attention(q, k, v, seen, valid):
     return out
 
 
-def attend(implementation, q, k, v, seen, valid):
-    lists = block_lists(jnp.asarray(seen), seen.shape[-1])
-    return api.attend(q, k, v, lists, jnp.asarray(valid), block=BLOCK, scale=SCALE, implementation=implementation)
+def attend(implementation, q, k, v, seen, valid, tile=2, **rest):
+    lists = block_lists(jnp.asarray(seen), jnp.asarray(valid), block=BLOCK, tile=tile)
+    options = {"block": BLOCK, "scale": SCALE, "implementation": implementation}
+    return api.attend(q, k, v, lists, jnp.asarray(valid), **options, **rest)
 
 
 def dense_float64(q, k, v, mask):
@@ -63,10 +65,10 @@ def token_mask(seen, valid):
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @settings(deadline=None, max_examples=12)
-@given(seed=st.integers(0, 10**6), density=st.sampled_from([0.2, 0.6, 1.0]))
-def test_outputs_are_numpys(implementation, seed, density):
+@given(seed=st.integers(0, 10**6), density=st.sampled_from([0.2, 0.6, 1.0]), tile=st.sampled_from(TILES))
+def test_outputs_are_numpys(implementation, seed, density, tile):
     q, k, v, seen, valid = problem(seed, density)
-    out = attend(implementation, q, k, v, seen, valid)
+    out = attend(implementation, q, k, v, seen, valid, tile)
     np.testing.assert_allclose(out, numpy_attention(q, k, v, seen, valid), atol=2e-6)
 
 
@@ -176,11 +178,44 @@ def test_gather_in_groups_is_gather_at_once(monkeypatch, budget):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("tile", TILES)
+def test_each_head_may_have_its_own_list_and_a_past(implementation, tile):
+    q, k, v, seen, valid = problem(11)
+    rng = np.random.default_rng(12)
+    by_head = np.stack([seen, rng.random(seen.shape) < 0.5], axis=1) & (valid > 0)[:, None, None]
+    at = 2 * BLOCK
+    past, own = (k[:, :at], v[:, :at]), (k[:, at:], v[:, at:])
+    out = attend(implementation, q, *own, by_head, valid, tile, past=past)
+    for h in range(HEADS):
+        one = (x[:, :, h : h + 1] for x in (q, k, v))
+        np.testing.assert_allclose(out[:, :, h : h + 1], numpy_attention(*one, by_head[:, h], valid), atol=2e-6)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("tile", TILES)
+def test_a_pseudo_token_counts_as_its_weight_of_equal_tokens(implementation, tile):
+    """Blocks whose tokens are all alike: reading them or their tail is the same."""
+    q, k, v, seen, _ = problem(13)
+    valid = np.full((BATCH, KEYS), BLOCK, np.int32)
+    rng = np.random.default_rng(14)
+    pooled = [rng.standard_normal((BATCH, KEYS, HEADS, DIM)).astype(np.float32) for _ in range(2)]
+    k, v = (np.repeat(x, BLOCK, axis=1) for x in pooled)
+    listed = seen & (rng.random(seen.shape) < 0.5)
+    rest = (seen & ~listed)[:, None]
+    tail = Tail(*(jnp.asarray(x) for x in pooled), jnp.where(rest, float(BLOCK), 0.0))
+    out = attend(implementation, q, k, v, listed, valid, tile, tail=tail)
+    np.testing.assert_allclose(out, numpy_attention(q, k, v, seen, valid), atol=3e-6)
+
+
 def test_the_bound_on_keys_cuts_the_list():
     """Entries beyond the count are not read, whatever they name."""
     q, k, v, _, _ = problem(10)
     valid = np.full((BATCH, KEYS), BLOCK, np.int32)
-    lists = BlockLists(jnp.full((BATCH, QUERIES, 3), 4, jnp.int32).at[..., 0].set(2), jnp.ones((BATCH, QUERIES), int))
+    listed = np.zeros((BATCH, QUERIES, KEYS), bool)
+    listed[..., [2, 4]] = True
+    lists = block_lists(jnp.asarray(listed), jnp.asarray(valid), block=BLOCK, max_keys=1)
+    assert lists.indices.shape == (BATCH, 1, QUERIES, 1)
     seen = np.zeros((BATCH, QUERIES, KEYS), bool)
     seen[..., 2] = True
     for implementation in IMPLEMENTATIONS:
@@ -192,7 +227,9 @@ def test_errors_say_what_to_use():
     q, k, v, seen, valid = problem(0)
     with pytest.raises(ValueError, match=r"implementation 'flash' is unknown; use one of \['gather', 'reference'"):
         attend("flash", q, k, v, seen, valid)
-    with pytest.raises(ValueError, match="8 queries and 20 keys do not match 3 query and 5 key blocks of 4"):
-        attend("gather", q[:, :8], k, v, seen, valid)
+    with pytest.raises(
+        ValueError, match="4 queries and 20 keys do not match 2 tiles of 2 query blocks and 5 key blocks of 4"
+    ):
+        attend("gather", q[:, :4], k, v, seen, valid)
     with pytest.raises(ValueError, match="12 queries and 16 keys do not match"):
         attend("gather", q, k[:, :16], v[:, :16], seen, valid)

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.packing import FOREVER, BlockKind, Role
-from pixr1_jax.attention.blocks import BlockLists, Blocks, MemoryPolicy, block_lists, visible
+from pixr1_jax.attention.blocks import Blocks, MemoryPolicy, block_lists, visible
 
 BLOCK = 3
 _visible = jax.jit(visible, static_argnums=2)
-_block_lists = jax.jit(block_lists, static_argnums=1)
+_block_lists = jax.jit(block_lists, static_argnames=("block", "max_keys", "tile"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,19 +91,34 @@ def test_visible_is_the_rules_token_by_token(query_row, key_row, window, sinks):
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.sampled_from([(1, 1), (4, 9)]), st.sampled_from([1, 5, 12]), st.integers(0, 2**32 - 1), st.floats(0, 1))
-def test_block_lists_name_the_seen_keys_in_order(shape, max_keys, seed, density):
+@given(
+    st.sampled_from([(1, 1), (4, 9), (7, 5)]),
+    st.sampled_from([None, 1, 5, 12]),
+    st.sampled_from([1, 2, 4]),
+    st.integers(0, 2**32 - 1),
+    st.floats(0, 1),
+)
+def test_block_lists_name_what_each_tile_sees(shape, max_keys, tile, seed, density):
+    """Entry by entry in plain Python: the union of a tile, unmasked entries first, who reads each."""
     queries, keys = shape
-    seen = np.random.default_rng(seed).random((2, queries, keys)) < density
-    lists = _block_lists(jnp.asarray(seen), max_keys)
-    bound = min(max_keys, keys)
-    assert lists.indices.shape == (2, queries, bound) and lists.counts.shape == (2, queries)
-    for b in range(2):
-        for q in range(queries):
-            expected = np.flatnonzero(seen[b, q])[:bound]
-            assert lists.counts[b, q] == len(expected)
-            np.testing.assert_array_equal(lists.indices[b, q, : len(expected)], expected)
-            np.testing.assert_array_equal(lists.indices[b, q, len(expected) :], 0)
+    rng = np.random.default_rng(seed)
+    seen = rng.random((2, queries, keys)) < density
+    valid = rng.choice([BLOCK, BLOCK, 1], (2, keys)).astype(np.int32)
+    lists = _block_lists(jnp.asarray(seen), jnp.asarray(valid), block=BLOCK, max_keys=max_keys, tile=tile)
+    bound = keys if max_keys is None else min(tile * max_keys, keys)
+    tiles = -(-queries // tile)
+    assert lists.indices.shape == lists.seen.shape == (2, 1, tiles, bound)
+    for b, t in np.ndindex(2, tiles):
+        readers = {k: [i for i, q in enumerate(seen[b, t * tile : (t + 1) * tile]) if q[k]] for k in range(keys)}
+        everyone = list(range(min(tile, queries - t * tile)))
+        whole = [k for k in range(keys) if readers[k] == everyone and valid[b, k] == BLOCK]
+        masked = [k for k in range(keys) if readers[k] and k not in whole]
+        expected = (whole + masked)[:bound]
+        assert lists.counts[b, 0, t] == len(expected)
+        assert lists.whole[b, 0, t] == min(len(whole), bound)
+        np.testing.assert_array_equal(lists.indices[b, 0, t], expected + [0] * (bound - len(expected)))
+        by_bits = [[i for i in range(tile) if bits >> i & 1] for bits in np.asarray(lists.seen[b, 0, t])]
+        assert by_bits == [readers[k] for k in expected] + [[]] * (bound - len(expected))
 
 
 def test_blocks_of_a_packed_row_slice_and_join(tiny):
@@ -149,8 +164,3 @@ def test_a_packed_row_by_hand(tiny):
 def test_policies_that_cannot_be(tiny, fields, message):
     with pytest.raises(ValueError, match=message):
         tiny.policy(**fields)
-
-
-def test_lists_are_pytrees():
-    lists = BlockLists(jnp.zeros((1, 2, 3), jnp.int32), jnp.ones((1, 2), jnp.int32))
-    assert [x.shape for x in jax.tree.leaves(lists)] == [(1, 2, 3), (1, 2)]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.packing import Role
-from pixr1_jax.attention.blocks import block_lists, visible
+from pixr1_jax.attention.blocks import visible
 from pixr1_jax.omni import tokens
 from pixr1_jax.omni.model import Past, backbone
 from pixr1_jax.omni.rope import frequencies
@@ -27,8 +27,8 @@ def row(tiny):
     before = jnp.zeros((*batch["patch_slot"].shape, config.width))
     x = tokens.embed(tiny.model(config), config, layout, batch, {Role.CLEAN: clean, Role.NOISY: clean}, before)
     modulation = jax.random.normal(jax.random.key(0), (*x.shape[:2], 6 * config.width)) * 0.3
-    lists = block_lists(visible(layout.blocks, layout.blocks, config.memory), room.blocks)
-    return config, tiny.model(config), layout, room, x, modulation, lists
+    seen = visible(layout.blocks, layout.blocks, config.memory)
+    return config, tiny.model(config), layout, room, x, modulation, seen
 
 
 def norm(x, scale=1.0):
@@ -66,7 +66,7 @@ def plain_transformer(config, model, x, modulation, position, mask):
 
 
 def test_backbone_is_a_plain_transformer_under_the_mask(row):
-    config, model, layout, _, x, modulation, lists = row
+    config, model, layout, _, x, modulation, seen_row = row
     block = config.tokens.block
     seen = np.asarray(visible(layout.blocks, layout.blocks, config.memory))
     mask = np.repeat(np.repeat(seen, block, axis=1), block, axis=2)
@@ -74,28 +74,26 @@ def test_backbone_is_a_plain_transformer_under_the_mask(row):
     expected = plain_transformer(config, model, x, modulation, np.asarray(layout.position, np.float64), mask)
     for implementation in ("reference", "gather"):
         chosen = dataclasses.replace(config, attention=implementation)
-        out, (key, value) = backbone(model, chosen, x, modulation, layout.position, layout.blocks, lists)
+        out, (key, value) = backbone(model, chosen, x, modulation, layout.position, layout.blocks, seen_row)
         np.testing.assert_allclose(out, expected, atol=2e-4)
         assert key.shape == value.shape == (config.layers, *x.shape[:2], config.heads, config.head_dim)
 
 
 def test_a_row_over_its_past_is_the_whole_row(row):
-    config, model, layout, room, x, modulation, lists = row
-    whole, (key, value) = backbone(model, config, x, modulation, layout.position, layout.blocks, lists)
+    config, model, layout, room, x, modulation, seen_row = row
+    whole, (key, value) = backbone(model, config, x, modulation, layout.position, layout.blocks, seen_row)
     at = room.clean_blocks * config.tokens.block
     head, tail = layout.part(0, room.clean_blocks), layout.part(room.clean_blocks, None)
     past = Past(key[:, :, :at], value[:, :, :at], head.position, head.blocks)
     seen = visible(tail.blocks, past.blocks + tail.blocks, config.memory)
-    out, (new_key, _) = backbone(
-        model, config, x[:, at:], modulation[:, at:], tail.position, tail.blocks, block_lists(seen, room.blocks), past
-    )
+    out, (new_key, _) = backbone(model, config, x[:, at:], modulation[:, at:], tail.position, tail.blocks, seen, past)
     np.testing.assert_allclose(out, whole[:, at:], atol=1e-5)
     np.testing.assert_allclose(new_key, key[:, :, at:], atol=1e-5)  # keys are kept without rotation
 
 
 def test_position_matters_only_by_difference(row):
-    config, model, layout, _, x, modulation, lists = row
-    run = lambda position: backbone(model, config, x, modulation, position, layout.blocks, lists)[0]
+    config, model, layout, _, x, modulation, seen_row = row
+    run = lambda position: backbone(model, config, x, modulation, position, layout.blocks, seen_row)[0]
     base = run(layout.position)
     np.testing.assert_allclose(run(layout.position + jnp.array([31.0, 0, 0])), base, atol=2e-4)
     np.testing.assert_allclose(run(layout.position + jnp.array([0, -5.0, 9.0])), base, atol=2e-4)
@@ -103,11 +101,11 @@ def test_position_matters_only_by_difference(row):
 
 
 def test_bfloat16_is_near_float32(row):
-    config, model, layout, _, x, modulation, lists = row
+    config, model, layout, _, x, modulation, seen_row = row
     low = dataclasses.replace(config, dtype="bfloat16")
-    exact, _ = backbone(model, config, x, modulation, layout.position, layout.blocks, lists)
+    exact, _ = backbone(model, config, x, modulation, layout.position, layout.blocks, seen_row)
     out, _ = backbone(
-        model, low, *(y.astype(jnp.bfloat16) for y in (x, modulation)), layout.position, layout.blocks, lists
+        model, low, *(y.astype(jnp.bfloat16) for y in (x, modulation)), layout.position, layout.blocks, seen_row
     )
     assert out.dtype == jnp.bfloat16
     assert np.sqrt(np.mean(np.square(out.astype(jnp.float32) - exact))) < 0.05
