@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from pixr1_jax.attention import gather, kernels, reference, tpu
 from pixr1_jax.attention.blocks import BlockLists, Tail
 
-KERNELS = {"pallas_tpu": kernels.Backend(tpu.forward, tpu.backward, tpu.tangent)}
+KERNELS = {"pallas_tpu": tpu.BACKEND}
 PLAIN = {"reference": reference.attend, "gather": gather.attend}
 IMPLEMENTATIONS = ("auto", *sorted(PLAIN), *sorted(KERNELS))
 # Exponentials of logits within this bound need no shift in float32: sums over a million keys stay finite and exact.
@@ -98,12 +98,7 @@ def resolve(implementation: str, *, block: int, tile: int) -> str:
     backend = jax.default_backend()
     if implementation == "auto":
         kernel = {"tpu": "pallas_tpu", "gpu": "pallas_gpu"}.get(backend, "gather")
-        return kernel if kernel in KERNELS and not _unserved(kernel, block, tile) else "gather"
-    if implementation in KERNELS and (reason := _unserved(implementation, block, tile)):
+        return kernel if kernel in KERNELS and not KERNELS[kernel].unserved(block, tile) else "gather"
+    if implementation in KERNELS and (reason := KERNELS[implementation].unserved(block, tile)):
         raise ValueError(f"attention implementation {implementation!r} {reason}, or use 'gather'")
     return implementation
-
-
-def _unserved(kernel: str, block: int, tile: int) -> str:
-    """Why a kernel does not serve these sizes, with the fix; empty if it does."""
-    return {"pallas_tpu": tpu.unserved}[kernel](block, tile)

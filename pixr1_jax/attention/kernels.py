@@ -1,27 +1,17 @@
 """Differentiation of attention kernels, the same for every backend.
 
-A backend is a module with `forward`, `backward` and `tangent` over head-major arrays (see `pixr1_jax.attention.tpu`).
-Here they become one function that differentiates in reverse (`backward`) and forwards (`tangent`).
+The kernels of a `Backend` become one function that differentiates in reverse (`backward`) and forwards (`tangent`).
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero, linear_call
 
+from pixr1_jax.attention.backend import Backend
 from pixr1_jax.attention.blocks import BlockLists, Tail
-
-
-@dataclasses.dataclass(frozen=True)
-class Backend:
-    """Kernels for one kind of device; see `pixr1_jax.attention.tpu` for what they take and give."""
-
-    forward: Callable
-    backward: Callable
-    tangent: Callable
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AxisType, PartitionSpec
 
-from pixr1_jax.attention import api, tpu
+from pixr1_jax.attention import api
 from pixr1_jax.attention.blocks import Tail, block_lists
-from pixr1_jax.attention.tpu import common
+from pixr1_jax.attention.tpu import common, streamed
 
 BATCH, HEADS, DIM, BLOCK, QUERIES, KEYS, PAST, TILE = 2, 2, 32, 16, 5, 13, 6, 4
 SCALE = DIM**-0.5
@@ -264,8 +264,8 @@ def test_few_blocks_of_many_are_fetched(monkeypatch, mode, bounded):
     values, (seen, valid, weight) = problem(23, "float32", queries=4, keys=24)
     seen = seen & (jnp.cumsum(seen, axis=-1) <= 4)
     called = []
-    original = tpu.streamed.call
-    monkeypatch.setattr(tpu.streamed, "call", lambda *a, **k: called.append(1) or original(*a, **k))
+    original = streamed.call
+    monkeypatch.setattr(streamed, "call", lambda *a, **k: called.append(1) or original(*a, **k))
     lists = block_lists(seen, valid, block=BLOCK, tile=TILE, max_keys=5)
     options = {"block": BLOCK, "scale": SCALE, "past": values["past"], "tail": Tail(*values["tail"], weight)}
     run = lambda implementation: api.attend(

@@ -5,6 +5,8 @@ transposed lists, no atomics, and the scores are computed once.
 """
 
 import functools
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -76,7 +78,7 @@ def backward(
     return dq, dk, dv, d_tail_key, d_tail_value
 
 
-def call(plan: Plan, operands: list[jax.Array], estimate: common.Estimate | None = None):
+def call(plan: Plan, operands: Sequence[Any], estimate: common.Estimate | None = None):
     """The kernel over all tiles and windows."""
     keys = jax.ShapeDtypeStruct((plan.batch, plan.heads, plan.windows * plan.window_tokens, plan.dim), jnp.float32)
     pooled = plan.pooled_shape(jnp.float32)

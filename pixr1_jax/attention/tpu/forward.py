@@ -1,6 +1,8 @@
 """Forward pass on TPU over keys that stay in vector memory, and the choice between that and fetching them."""
 
 import functools
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -54,7 +56,7 @@ def forward(
     return common.merge(out, lse, q.dtype)
 
 
-def call(plan: Plan, operands: list[jax.Array], estimate: common.Estimate | None = None):
+def call(plan: Plan, operands: Sequence[Any], estimate: common.Estimate | None = None):
     """The kernel over all tiles and windows: outputs [batch, heads, windows, ...] to be merged."""
     partial_dtype = plan.dtype if plan.windows == 1 else jnp.float32
     return common.pallas_call(

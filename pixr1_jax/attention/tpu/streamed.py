@@ -5,6 +5,8 @@ every key in vector memory would read too much. Here a group of blocks is copied
 """
 
 import functools
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 from jax.experimental import pallas as pl
@@ -15,7 +17,7 @@ from pixr1_jax.attention.tpu.common import Plan
 from pixr1_jax.attention.tpu.schedule import GROUP, Schedule
 
 
-def call(plan: Plan, operands: list[jax.Array], estimate: common.Estimate | None = None):
+def call(plan: Plan, operands: Sequence[Any], estimate: common.Estimate | None = None):
     """The kernel over all tiles; as `forward.call`, in one window."""
     anywhere = pl.BlockSpec(memory_space=pl.ANY)
     group = pltpu.VMEM((2, GROUP * plan.block, plan.dim), plan.dtype)
@@ -64,8 +66,8 @@ def _kernel(list_ref, q_ref, k_ref, v_ref, *refs, plan: Plan, estimate: common.E
         entries = _entries(steps, group)
 
         def masked(carry):
-            clean = (common.clear_padding(x, entries, plan.block) for x in (k, v))
-            return add(carry, *clean, common.mask(entries, plan))
+            clean_k, clean_v = (common.clear_padding(x, entries, plan.block) for x in (k, v))
+            return add(carry, clean_k, clean_v, common.mask(entries, plan))
 
         unmasked = lambda carry: add(carry, k, v, None)
         if estimate is not None:

@@ -5,6 +5,8 @@ output, two products more, and elsewhere four.
 """
 
 import functools
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -79,7 +81,7 @@ def tangent(
     return (out * share[..., None]).sum(axis=2).astype(q.dtype), d_out.astype(q.dtype)
 
 
-def call(plan: Plan, operands: list[jax.Array], still: int, estimate: common.Estimate | None = None):
+def call(plan: Plan, operands: Sequence[Any], still: int, estimate: common.Estimate | None = None):
     """The kernel over all tiles and windows."""
     partial_dtype = plan.dtype if plan.windows == 1 else jnp.float32
     moving = plan.key_spec(first=first_held(plan, still))
