@@ -28,7 +28,7 @@ class CompileError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What one program costs on one TensorCore, by the compiler's account.
+    """What one program costs on one chip, by the compiler's account.
 
     Attributes:
       cycles: Estimated cycles.
@@ -41,13 +41,15 @@ class Cost:
     vmem: int
 
     def at(self, chip: Chip, flops: float) -> dict[str, Any]:
-        """Returns times in microseconds and the share of the peak in percent, as numbers for a report.
+        """Returns times in microseconds for each head and the share of the peak in percent, as numbers for a report.
 
         Args:
-          chip: The chip that it was estimated for.
-          flops: Useful operations of the program.
+          chip: The chip that it was estimated for; the program has as many heads as that has cores.
+          flops: Useful operations of one head.
         """
-        estimate, roofline = 1e6 * self.cycles / chip.clock, 1e6 * self.hbm / chip.core_bandwidth
+        estimate, roofline = (
+            1e6 * amount / rate / chip.cores for amount, rate in ((self.cycles, chip.clock), (self.hbm, chip.bandwidth))
+        )
         time = max(estimate, roofline)
         return {
             "cycles": round(self.cycles),
@@ -62,7 +64,7 @@ class Cost:
 
 
 def mxu_percent(chip: Chip, flops: float, cycles: float) -> float:
-    """Share of one TensorCore's bf16 peak, in percent."""
+    """Share of the chip's bf16 peak, in percent, of operations that take so many cycles."""
     return 100 * flops / (cycles * chip.flops_per_cycle)
 
 

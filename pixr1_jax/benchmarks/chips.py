@@ -14,7 +14,8 @@ class Chip:
       clock: Cycles per second. Not published for every generation: taken as the peak over what its matrix units do in
         a cycle, which is how the compiler's estimates of large products come out just below the peak.
       bandwidth: HBM bytes per second.
-      cores: TensorCores; a kernel's estimate is for one of them.
+      cores: TensorCores. A program has all of them: the parallel dimensions of a kernel's grid, also the one that
+        `vmap` adds, are shared out, and the compiler's estimate is one core's share.
       device_kinds: How JAX names such a device.
     """
 
@@ -27,13 +28,8 @@ class Chip:
 
     @property
     def flops_per_cycle(self) -> float:
-        """Peak bf16 operations of one TensorCore in a cycle."""
-        return self.peak / self.cores / self.clock
-
-    @property
-    def core_bandwidth(self) -> float:
-        """HBM bytes per second of one TensorCore while all of them read."""
-        return self.bandwidth / self.cores
+        """Peak bf16 operations in a cycle."""
+        return self.peak / self.clock
 
 
 # Peak, bandwidth and cores: docs.cloud.google.com/tpu/docs, the pages v5e, v5p and v6e.

@@ -15,11 +15,12 @@ OURS = "pixr1_jax.attention.tpu.estimate:build"
 _CASES = "pixr1_jax.benchmarks.cases"
 
 NOTE = (
-    "Compiler estimates of one head on one TensorCore, not measurements: libtpu's static profile of the compiled "
+    "Compiler estimates for each head, not measurements: libtpu's static profile of the compiled "
     "kernel, at an assumed clock. 'us' is the larger of the estimate and of the HBM bytes over the bandwidth. "
     "Our kernels at the streaming shape: what a second head adds to the first, whose keys are fetched meanwhile. "
-    "Where 'simulated' (queries, key blocks or keys, heads if not one) differs from the size, cycles and bytes lie on "
-    "lines through those sizes, of one head. v5p has two TensorCores, each with half of the chip's peak and bandwidth."
+    "Where 'simulated' (queries, key blocks or keys, heads of a core if not one) differs from the size, cycles and "
+    "bytes lie on lines through those sizes, of one head. v5p has two TensorCores: two heads run at once there, "
+    "against the peak and bandwidth of the chip."
 )
 
 # Sizes of which the profile is taken where a case is larger; whole tiles and whole groups of key blocks.
@@ -102,16 +103,16 @@ def _ours(compiler: Compiler, row: Mapping[str, Any], ours: str) -> dict[str, An
         }
         return compiler.cost(row["chip"], f"{_CASES}:heads", {"build": ours, "count": count, "arguments": one_head})
 
-    one = functools.partial(heads, 1)
+    one = functools.partial(heads, chip.cores)  # on each core
     flops = lambda listed: cases.useful_flops(variant, row["queries"], listed * BLOCK, dim)
     # Of one head: with two, what is added hides behind the second's fetch and looks cheaper than it is.
     low, high = (_linear(one, (row["queries"], _QUERIES), (n, _LISTED))[0].cycles for n in _LISTED)
-    marginal = _possible(mxu_percent(chip, flops(_LISTED[1] - _LISTED[0]), high - low))
+    marginal = _possible(mxu_percent(chip, chip.cores * flops(_LISTED[1] - _LISTED[0]), high - low))
     whole, simulated = _linear(one, (row["queries"], _QUERIES), (listed, _LISTED))
     steady = row["shape"] in _STEADY
     if steady:
         # Fetch and compute overlap, so two heads are no line in the length of the lists: taken at the very size.
-        two = heads(2, row["queries"], listed)
+        two = heads(2 * chip.cores, row["queries"], listed)
         whole = Cost(two.cycles - whole.cycles, two.hbm - whole.hbm, two.vmem)
         simulated = [*simulated, [row["queries"], listed, 2]]
     figures = whole.at(chip, flops(listed))
@@ -141,7 +142,7 @@ def _flash(compiler: Compiler, row: Mapping[str, Any], _: str) -> dict[str, Any]
 
         def cost(queries: int, keys: int, block_q=block_q, block_k=block_k) -> Cost:
             arguments = {"queries": queries, "keys": keys, "block_q": block_q, "block_k": block_k}
-            arguments |= {"variant": row["variant"], "dim": row["dim"]}
+            arguments |= {"variant": row["variant"], "dim": row["dim"], "heads": CHIPS[row["chip"]].cores}
             return compiler.cost(row["chip"], f"{_CASES}:flash", arguments)
 
         sizes = [
@@ -167,7 +168,8 @@ def _flash(compiler: Compiler, row: Mapping[str, Any], _: str) -> dict[str, Any]
 
 def _xla(compiler: Compiler, row: Mapping[str, Any], _: str) -> dict[str, Any]:
     names = ("variant", "queries", "keys", "dim")
-    cost = compiler.cost(row["chip"], f"{_CASES}:xla", {name: row[name] for name in names})
+    arguments = {**{name: row[name] for name in names}, "heads": CHIPS[row["chip"]].cores}
+    cost = compiler.cost(row["chip"], f"{_CASES}:xla", arguments)
     figures = cost.at(CHIPS[row["chip"]], _dense_flops(row))
     _possible(figures["mxu_percent"])
     return {**figures, "simulated": [[row["queries"], row["keys"]]]}

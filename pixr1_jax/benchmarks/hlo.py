@@ -69,7 +69,7 @@ def operations(text: str) -> list[Operation]:
 
 def _instructions(text: str) -> Iterator[tuple[str, str, str, list[str], str]]:
     """Yields name, result type, opcode, operands and the rest of each instruction of the entry computation."""
-    entry = re.search(r"^ENTRY [^\n]*\{\n(.*?)^\}", text, re.MULTILINE | re.DOTALL)
+    entry = re.search(r"^ENTRY [^\n]*\{\n(.*?)^\}$", text, re.MULTILINE | re.DOTALL)
     if entry is None:
         raise ValueError("the compiled program's text has no entry computation")
     # Some attributes hold line breaks, so an instruction ends where the next begins.

@@ -39,6 +39,8 @@ def run_aot(
         for key in todo:
             rows.append(estimates.estimate(compiler, key, sweep.ours))
             tracker.advance(now=f"{key['chip']} {key['kernel']} {key['variant']} {key['density']:g}")
+    if all("error" in row for row in rows):
+        raise ValueError(f"nothing could be estimated; the first reason: {rows[0]['error']}")
     table = {
         "title": "Compiler estimates, no TPU was used",
         **results.provenance(command),

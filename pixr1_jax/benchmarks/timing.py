@@ -142,5 +142,5 @@ def _time(attention: Attention, variant: str, shape: Shape, dim: int, heads: int
         start = time.perf_counter()
         jax.block_until_ready(call(*arguments))
         times.append(1e6 * (time.perf_counter() - start))
-    low, median, high = statistics.quantiles(times, n=4) if len(times) > 1 else times * 3
+    low, median, high = statistics.quantiles(times, n=4, method="inclusive") if len(times) > 1 else times * 3
     return {"us": round(median, 1), "us_low": round(low, 1), "us_high": round(high, 1), "repeats": repeats}
