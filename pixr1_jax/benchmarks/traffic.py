@@ -13,7 +13,7 @@ def pallas_bytes(function, *shapes: Any) -> int:
 
     A pipelined operand is moved when its block changes from one grid step to the next, so one that stays is read once
     and one that comes back is read again. A kernel that copies by itself must say how much, by
-    `cost_estimate.bytes_accessed`, which then counts alone.
+    `cost_estimate.bytes_accessed`. That counts only there: elsewhere such estimates know of no second reading.
 
     Args:
       function: What is compiled.
@@ -38,8 +38,15 @@ def _pallas_calls(jaxpr):
 
 
 def _call(params: dict[str, Any]) -> int:
-    if params["cost_estimate"] is not None:
+    try:
+        return _pipelined(params)
+    except ValueError:
+        if params["cost_estimate"] is None:
+            raise
         return params["cost_estimate"].bytes_accessed
+
+
+def _pipelined(params: dict[str, Any]) -> int:
     grid_mapping = params["grid_mapping"]
     name = params.get("name") or "a kernel"
     if grid_mapping.num_index_operands:

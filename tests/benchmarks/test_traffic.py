@@ -32,6 +32,8 @@ def call(key_spec, cost_estimate=None):
 def test_blocks_that_come_back_are_read_again():
     spec = pl.BlockSpec((128, 128), lambda i, j: (j, 0))
     assert pallas_bytes(call(spec), Q, K) == (4 + 4 * 8 + 4) * BLOCK
+    said = pl.CostEstimate(flops=0, transcendentals=0, bytes_accessed=1)
+    assert pallas_bytes(call(spec, said), Q, K) == (4 + 4 * 8 + 4) * BLOCK
 
 
 def test_a_block_that_stays_is_read_once():
