@@ -4,7 +4,6 @@ Each builder returns a function and the shapes of its arguments, and takes only 
 compiler runs in another process.
 """
 
-import pkgutil
 from collections.abc import Callable
 from typing import Any
 
@@ -25,7 +24,7 @@ PRODUCTS = {"forward": 2, "backward": 5, "tangent": 6, "tangent_still": 4}
 
 def useful_flops(variant: str, queries: int, keys: float, dim: int) -> float:
     """Operations that a pass over `keys` keys for each query cannot do without, of one head; softmax not counted."""
-    return 2.0 * PRODUCTS[variant.removesuffix("_gather")] * queries * keys * dim
+    return 2.0 * PRODUCTS[variant.removesuffix("_streamed")] * queries * keys * dim
 
 
 def _built(forward: Callable[..., jax.Array], variant: str, q: Any, k: Any, *rest: Any) -> Built:
@@ -48,15 +47,6 @@ def _built(forward: Callable[..., jax.Array], variant: str, q: Any, k: Any, *res
         function = lambda q, direction, *others: jax.jvp(lambda q: forward(q, *others), (q,), (direction,))
         return function, (q, q, k, k, *rest)
     raise ValueError(f"{variant!r} is no pass; use one of {sorted(PRODUCTS)}")
-
-
-def heads(*, build: str, count: int, arguments: dict[str, Any]) -> Built:
-    """Several heads of what `build` ("module:function") gives for one: another, outermost axis of a kernel's grid.
-
-    So the blocks of the next head are fetched while this one computes, as far as the kernel's pipeline looks ahead.
-    """
-    function, shapes = pkgutil.resolve_name(build)(**{**arguments, "dtype": jnp.dtype(arguments["dtype"])})
-    return jax.vmap(function), jax.tree.map(lambda x: jax.ShapeDtypeStruct((count, *x.shape), x.dtype), tuple(shapes))
 
 
 def xla(*, variant: str, queries: int, keys: int, dim: int, heads: int = 1) -> Built:

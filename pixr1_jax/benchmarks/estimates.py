@@ -24,7 +24,7 @@ NOTE = (
 )
 
 # Sizes of which the profile is taken where a case is larger; whole tiles and whole groups of key blocks.
-_QUERIES, _LISTED = (1024, 2048), (16, 32)
+_QUERIES, _LISTED = (1024, 2048), (32, 64)
 # Few queries do little with a head's keys, so what counts is how well the next head's are fetched meanwhile. With many
 # queries the first fetch is nothing, and simulating another head is dear.
 _STEADY = ("streaming",)
@@ -39,10 +39,11 @@ class Shape:
     name: str
     queries: int
     keys: int
+    variants: Sequence[str]
 
 
-STREAMING = Shape("streaming", 1536, 32768)
-TRAINING = Shape("training", 8192, 8192)
+STREAMING = Shape("streaming", 1536, 32768, ("forward", "forward_streamed"))
+TRAINING = Shape("training", 8192, 8192, ("forward", "backward", "tangent", "tangent_still"))
 DENSITIES = (1.0, 0.5, 0.25, 0.125, 0.0625)
 
 
@@ -54,7 +55,6 @@ class Sweep:
     dims: Sequence[int] = (128, 256)
     shapes: Sequence[Shape] = (STREAMING, TRAINING)
     densities: Sequence[float] = DENSITIES
-    variants: Sequence[str] = ("forward", "backward", "tangent", "tangent_still")
     tail_densities: Sequence[float] = (0.125,)
     peers: bool = True
     ours: str = OURS
@@ -63,10 +63,10 @@ class Sweep:
         """Yields the key of each row, peers first: what `estimate` takes."""
         for chip, dim, shape in itertools.product(self.chips, self.dims, self.shapes):
             base = {"chip": chip, "shape": shape.name, "queries": shape.queries, "keys": shape.keys, "dim": dim}
-            for variant in ("forward", "backward") if self.peers else ():
+            for variant in ("forward", "backward") if self.peers and shape == TRAINING else ():
                 yield {**base, "kernel": "flash_attention", "variant": variant, "density": 1.0, "tail": False}
                 yield {**base, "kernel": "xla", "variant": variant, "density": 1.0, "tail": False}
-            for variant in self.variants:
+            for variant in shape.variants:
                 for density in self.densities:
                     yield {**base, "kernel": "ours", "variant": variant, "density": density, "tail": False}
                 for density in self.tail_densities:
@@ -91,7 +91,7 @@ def _ours(compiler: Compiler, row: Mapping[str, Any], ours: str) -> dict[str, An
     listed = listed_blocks(row["keys"], row["density"])
 
     def heads(count: int, queries: int, listed: int) -> Cost:
-        one_head = {
+        arguments = {
             "variant": variant,
             "query_blocks": queries // BLOCK,
             "key_blocks": row["keys"] // BLOCK,
@@ -99,9 +99,10 @@ def _ours(compiler: Compiler, row: Mapping[str, Any], ours: str) -> dict[str, An
             "block": BLOCK,
             "dim": dim,
             "tail": row["tail"],
+            "heads": count,
             "dtype": "bfloat16",
         }
-        return compiler.cost(row["chip"], f"{_CASES}:heads", {"build": ours, "count": count, "arguments": one_head})
+        return compiler.cost(row["chip"], ours, arguments)
 
     one = functools.partial(heads, chip.cores)  # on each core
     flops = lambda listed: cases.useful_flops(variant, row["queries"], listed * BLOCK, dim)

@@ -218,17 +218,21 @@ def pallas_call(
     out_specs,
     out_shape,
     products: int,
+    keys_read: int | None = None,
     scratch=(),
 ) -> Callable:
     """A Pallas call over the plan's grid, lists first; on anything but a TPU it is interpreted, which only tests want.
 
-    With an estimate the kernel reads no lists.
+    With an estimate the kernel reads no lists. `products` is matrix products a visit, `keys_read` how many keys and
+    values a head reads if not its windows.
     """
     kernel = functools.partial(kernel, plan=plan, estimate=estimate)
     if estimate is not None:
         kernel, in_specs = functools.partial(kernel, None), in_specs[1:]
     listed = (plan.slots - schedule.HEADER) * plan.block
-    pairs = plan.batch * plan.heads * plan.windows * plan.query_tokens * listed
+    heads = plan.batch * plan.heads
+    pairs = heads * plan.windows * plan.query_tokens * listed
+    keys = keys_read or plan.windows * plan.window_tokens
     options: dict[str, Any] = dict(
         grid=(plan.batch, plan.heads, plan.windows, plan.tiles // plan.step),
         in_specs=in_specs,
@@ -238,7 +242,7 @@ def pallas_call(
         cost_estimate=pl.CostEstimate(
             flops=2 * products * pairs * plan.dim,
             transcendentals=pairs,
-            bytes_accessed=2 * plan.batch * plan.heads * (plan.key_blocks * plan.block) * plan.dim * 2,
+            bytes_accessed=2 * heads * plan.dim * jnp.dtype(plan.dtype).itemsize * (plan.query_tokens + keys),
         ),
     )
     order = ("parallel", "parallel", "arbitrary", "arbitrary")

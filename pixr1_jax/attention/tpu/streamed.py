@@ -14,7 +14,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from pixr1_jax.attention.tpu import common, softmax
 from pixr1_jax.attention.tpu.common import Plan
-from pixr1_jax.attention.tpu.schedule import GROUP, Schedule
+from pixr1_jax.attention.tpu.schedule import GROUP, HEADER, Schedule
 
 
 def call(plan: Plan, operands: Sequence[Any], estimate: common.Estimate | None = None):
@@ -29,6 +29,7 @@ def call(plan: Plan, operands: Sequence[Any], estimate: common.Estimate | None =
         out_specs=[plan.partial_spec(), plan.row_spec()],
         out_shape=[plan.partial_shape(plan.dtype), plan.row_shape()],
         products=2,
+        keys_read=plan.tiles * (plan.slots - HEADER) * plan.block,
         scratch=(group, group, pltpu.SemaphoreType.DMA((2, 2))),
     )(*operands)
 
