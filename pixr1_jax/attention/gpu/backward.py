@@ -76,15 +76,22 @@ def backward(
 def query_sizes(dtype, dim: int) -> Sizes:
     """How the kernel of queries is cut, chosen so that nothing spills on Hopper."""
     if dtype == jnp.float32:
-        return Sizes(own=32, step=32, warps=4, stages=1)
-    return Sizes(own=128 if dim <= 128 else 64, step=64, warps=8, stages=2)
+        return common.FLOAT32_SIZES
+    return Sizes(own=128, step=64 if dim <= 128 else 32, warps=8, stages=2)
 
 
 def key_sizes(dtype, dim: int) -> Sizes:
     """How the kernels of keys are cut, chosen so that nothing spills on Hopper."""
     if dtype == jnp.float32:
-        return Sizes(own=32, step=32, warps=4, stages=1)
-    return Sizes(own=128 if dim <= 128 else 64, step=64, warps=8, stages=2)
+        return common.FLOAT32_SIZES
+    return Sizes(own=128, step=64 if dim <= 128 else 32, warps=8, stages=2)
+
+
+def tail_sizes(dtype) -> Sizes:
+    """How the kernel of pseudo-tokens is cut, chosen so that nothing spills on Hopper."""
+    if dtype == jnp.float32:
+        return common.FLOAT32_SIZES
+    return Sizes(own=TAIL_KEYS, step=64, warps=8, stages=2)
 
 
 def _query_gradient(queries, k, v, reads: RowLists, key_valid, tail: Tail | None, *, scale, room: Room, interpret):
@@ -106,9 +113,7 @@ def _query_gradient(queries, k, v, reads: RowLists, key_valid, tail: Tail | None
     )[0]
 
 
-def _query_kernel(
-    q, d_out, logs, shared, k, v, valid, indices, ends, *rest, room: Room, sizes: Sizes, scale: float
-):
+def _query_kernel(q, d_out, logs, shared, k, v, valid, indices, ends, *rest, room: Room, sizes: Sizes, scale: float):
     *tail, dq = rest
     queries, d_outs, log, common_part = q[...], d_out[...], logs[...][:, None], shared[...][:, None]
     parts = room.tokens // sizes.step
@@ -139,14 +144,9 @@ def _query_kernel(
         acc = common.visit(indices, 0, first, parts, unmasked, acc)
     acc = common.visit(indices, first, ends[1], parts, masked, acc)
     if tail:
-        pooled_key, pooled_value, weight = tail
-
-        def pooled(i, acc):
-            share = common.read(weight, i, TAIL_KEYS)
-            keys, values = (common.read(x, i, TAIL_KEYS) for x in (pooled_key, pooled_value))
-            return add(acc, keys, values, alive=share > 0, weight=share)
-
-        acc = jax.lax.fori_loop(0, weight.shape[0] // TAIL_KEYS, pooled, acc)
+        *pooled, weight = tail
+        pseudo = lambda acc, share, keys, values: add(acc, keys, values, alive=share > 0, weight=share)
+        acc = common.visit_tail(weight, pooled, sizes.step, pseudo, acc)
     dq[...] = (scale * acc).astype(dq.dtype)
 
 
@@ -158,16 +158,22 @@ def _key_gradients(queries, k, v, readers: RowLists, key_valid, *, scale, room: 
     inputs = [(x, common.part(x, sizes.own)) for x in (k, v)]
     inputs += [(x, common.whole(x)) for x in queries]
     inputs += [(x, common.row(x, programs)) for x in (valid, readers.indices, readers.ends)]
-    shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (k, v)]
-    outputs = [(x, common.part(x, sizes.own)) for x in shapes]
-    kernel = functools.partial(_key_kernel, room=room, sizes=sizes, scale=scale)
-    return common.launch(
-        kernel, k.shape[2] // sizes.own, inputs, outputs, sizes, name="block_list_dkv", interpret=interpret
-    )
+    shape = jax.ShapeDtypeStruct(k.shape, k.dtype)
+
+    def gradients(*wanted: str):
+        kernel = functools.partial(_key_kernel, room=room, sizes=sizes, scale=scale, wanted=wanted)
+        outputs = [(shape, common.part(shape, sizes.own))] * len(wanted)
+        name = f"block_list_d{''.join(wanted)}"
+        return common.launch(kernel, k.shape[2] // sizes.own, inputs, outputs, sizes, name=name, interpret=interpret)
+
+    if k.shape[-1] <= 128:
+        return gradients("k", "v")
+    # The sums of both would not fit in registers; apart they cost five products instead of four.
+    return *gradients("k"), *gradients("v")
 
 
 def _key_kernel(
-    k, v, q, d_out, logs, shared, valid, indices, ends, dk, dv, *, room: Room, sizes: Sizes, scale: float
+    k, v, q, d_out, logs, shared, valid, indices, ends, *outputs, room: Room, sizes: Sizes, scale: float, wanted
 ):
     parts = room.tokens // sizes.step
     at = jax.lax.rem(pl.program_id(0), jnp.int32(room.tokens // sizes.own))  # which part of a block is the program's
@@ -175,19 +181,35 @@ def _key_kernel(
     keys, values = (common.read(x, 0, sizes.own, limit) for x in (k, v))
 
     # What padding sums is anything at all, but only in rows of its own, which are cleared at the end.
-    def add(index, at, state):
-        return _add_reader(state, keys, values, (q, d_out, logs, shared), index * parts + at, sizes.step, scale)
+    def add(index, at, sums):
+        return _add_reader(sums, keys, values, (q, d_out, logs, shared), index * parts + at, sizes.step, scale)
 
-    zeros = jnp.zeros(keys.shape, jnp.float32)
-    d_keys, d_values = common.visit(indices, 0, ends[0], parts, add, (zeros, zeros))
+    sums = {name: jnp.zeros(keys.shape, jnp.float32) for name in wanted}
+    sums = common.visit(indices, 0, ends[0], parts, add, sums)
     alive = jnp.arange(sizes.own) < limit
-    dk[...] = jnp.where(alive[:, None], scale * d_keys, 0.0).astype(dk.dtype)
-    dv[...] = jnp.where(alive[:, None], d_values, 0.0).astype(dv.dtype)
+    for name, output in zip(wanted, outputs, strict=True):
+        # A product besides the selection: ptxas runs the matrix products of the loop one by one where their sums are
+        # only selected from. So the factor of values, which is 1, is spelled such that no compiler sees it.
+        factor = (scale if name == "k" else 1.0) * jnp.clip(limit - jnp.arange(sizes.own), 0, 1).astype(jnp.float32)
+        output[...] = jnp.where(alive[:, None], sums[name] * factor[:, None], 0.0).astype(output.dtype)
 
 
-def _add_reader(state, keys, values, queries, at, size: int, scale: float, weight=None):
-    """Adds to the gradients of keys and values [keys, dim] what `size` queries from `at * size` on give."""
-    d_keys, d_values = state
+def _add_reader(sums, keys, values, queries, at, size: int, scale: float, weight=None):
+    """Adds to the gradients of keys and values [keys, dim] what `size` queries from `at * size` on give.
+
+    Args:
+      sums: Those of the two gradients that are wanted, by name "k" or "v".
+      keys: [keys, dim].
+      values: [keys, dim].
+      queries: References to q, d_out, logs and shared.
+      at: Which part of the queries.
+      size: Queries of a part.
+      scale: Factor on the scores.
+      weight: Optional weights [keys] of pseudo-tokens.
+
+    Returns:
+      The new sums; that of the keys lacks the factor `scale`.
+    """
     q, d_out, log, shared = (common.read(x, at, size) for x in queries)
     scores = scale * LOG2_E * common.product(keys, q, (1, 1)) - log[None]  # [keys, queries]
     if weight is not None:
@@ -195,38 +217,38 @@ def _add_reader(state, keys, values, queries, at, size: int, scale: float, weigh
     weights = jnp.exp2(scores)
     if weight is not None:
         weights *= weight[:, None]
-    d_values += common.product(weights.astype(d_out.dtype), d_out, (1, 0))
-    d_scores = weights * (common.product(values, d_out, (1, 1)) - shared[None])
-    d_keys += common.product(d_scores.astype(q.dtype), q, (1, 0))
-    return d_keys, d_values
+    new = {}
+    if "v" in sums:
+        new["v"] = sums["v"] + common.product(weights.astype(d_out.dtype), d_out, (1, 0))
+    if "k" in sums:
+        d_scores = weights * (common.product(values, d_out, (1, 1)) - shared[None])
+        new["k"] = sums["k"] + common.product(d_scores.astype(q.dtype), q, (1, 0))
+    return new
 
 
 def _tail_gradients(queries, tail: Tail, *, scale, room: Room, interpret):
     """The gradients of the tail's key and value, to which every query may add."""
-    sizes = key_sizes(tail.key.dtype, tail.key.shape[-1]).fit(room)
-    inputs = [(x, common.part(x, TAIL_KEYS)) for x in (tail.key, tail.value)]
+    sizes = tail_sizes(tail.key.dtype).fit(room)
+    inputs = [(x, common.part(x, sizes.own)) for x in (tail.key, tail.value)]
     weight = jnp.swapaxes(tail.weight, -1, -2)  # so that a program's weights are rows, as its keys are
-    inputs += [(weight, common.part(weight, TAIL_KEYS))]
+    inputs += [(weight, common.part(weight, sizes.own))]
     inputs += [(x, common.whole(x)) for x in queries]
     shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (tail.key, tail.value)]
-    outputs = [(x, common.part(x, TAIL_KEYS)) for x in shapes]
+    outputs = [(x, common.part(x, sizes.own)) for x in shapes]
     kernel = functools.partial(_tail_kernel, room=room, sizes=sizes, scale=scale)
-    programs = tail.key.shape[2] // TAIL_KEYS
+    programs = tail.key.shape[2] // sizes.own
     return common.launch(kernel, programs, inputs, outputs, sizes, name="block_list_dtail", interpret=interpret)
 
 
-def _tail_kernel(
-    key, value, weight, q, d_out, logs, shared, d_key, d_value, *, room: Room, sizes: Sizes, scale: float
-):
+def _tail_kernel(key, value, weight, q, d_out, logs, shared, d_key, d_value, *, room: Room, sizes: Sizes, scale: float):
     keys, values = key[...], value[...]
     parts = room.tokens // sizes.step
 
-    def add(i, state):
+    def add(i, sums):
         shares = weight[:, i if parts == 1 else jax.lax.div(i, jnp.int32(parts))]
-        return _add_reader(state, keys, values, (q, d_out, logs, shared), i, sizes.step, scale, shares)
+        return _add_reader(sums, keys, values, (q, d_out, logs, shared), i, sizes.step, scale, shares)
 
-    zeros = jnp.zeros(keys.shape, jnp.float32)
-    steps = q.shape[0] // sizes.step
-    d_keys, d_values = jax.lax.fori_loop(0, steps, add, (zeros, zeros))
-    d_key[...] = (scale * d_keys).astype(d_key.dtype)
-    d_value[...] = d_values.astype(d_value.dtype)
+    sums = {name: jnp.zeros(keys.shape, jnp.float32) for name in ("k", "v")}
+    sums = jax.lax.fori_loop(0, q.shape[0] // sizes.step, add, sums)
+    d_key[...] = (scale * sums["k"]).astype(d_key.dtype)
+    d_value[...] = sums["v"].astype(d_value.dtype)

@@ -15,7 +15,7 @@ from pixr1_jax.attention.blocks import Tail
 
 LOG2_E = math.log2(math.e)
 LARGEST_BOUND = 40.0  # exp of it, times any number of keys, is far from the limits of float32, as is its inverse
-TAIL_KEYS = 32  # pseudo-tokens of a step
+TAIL_KEYS = 32  # pseudo-tokens are padded to a multiple of it
 _LOW = -1e30  # below every score, and finite so that differences are
 
 
@@ -90,8 +90,14 @@ class Sizes:
     stages: int
 
     def fit(self, room: Room) -> "Sizes":
-        """Both within a block."""
-        return dataclasses.replace(self, own=min(self.own, room.tokens), step=min(self.step, room.tokens))
+        """Both within a block, and fewer warps where a program has fewer tokens: else warps would repeat the work."""
+        own = min(self.own, room.tokens)
+        warps = max(min(4, self.warps), self.warps * own // self.own)
+        return dataclasses.replace(self, own=own, step=min(self.step, room.tokens), warps=warps)
+
+
+# Products of float32 are exact, without the tensor cores, and hold both factors in registers.
+FLOAT32_SIZES = Sizes(own=16, step=16, warps=8, stages=1)
 
 
 def whole(x: jax.Array) -> pl.BlockSpec:
@@ -151,6 +157,16 @@ def visit(indices, start, end, parts: int, step: Callable, state):
     return lax.fori_loop(start * parts, end * parts, body, state)
 
 
+def visit_tail(weight, pooled: Sequence, size: int, step: Callable, state):
+    """Calls `state = step(state, weight, *pooled)` for every few pseudo-tokens of the tail, at most `size`."""
+    size = min(size, TAIL_KEYS)
+
+    def body(i, state):
+        return step(state, *(read(x, i, size) for x in (weight, *pooled)))
+
+    return lax.fori_loop(0, weight.shape[0] // size, body, state)
+
+
 def read(ref, at, size: int, limit=None):
     """`size` rows of ref [rows, ...] from `at * size` on; rows at or beyond `limit` of them are cleared."""
     ref = ref.at[pl.ds(at * size, size)]
@@ -191,5 +207,5 @@ def powers(scores, peak):
 
 
 def rescaled(x, factor):
-    """x [rows, ...] after the maximum changed."""
+    """Sums x [rows, ...] after the maximum changed."""
     return x if factor is None else x * factor.reshape(-1, *(1,) * (x.ndim - 1))

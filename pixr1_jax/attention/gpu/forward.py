@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from pixr1_jax.attention.blocks import BlockLists, Tail
 from pixr1_jax.attention.gpu import common
-from pixr1_jax.attention.gpu.common import LOG2_E, TAIL_KEYS, Room, Sizes
+from pixr1_jax.attention.gpu.common import LOG2_E, Room, Sizes
 from pixr1_jax.attention.transposed import query_lists
 
 
@@ -76,10 +76,8 @@ def forward(
 def sizes_for(dtype, dim: int) -> Sizes:
     """How the kernel is cut, chosen so that nothing spills on Hopper."""
     if dtype == jnp.float32:
-        return Sizes(own=32, step=32, warps=4, stages=1)
-    if dim > 128:
-        return Sizes(own=128, step=64, warps=8, stages=2)
-    return Sizes(own=128, step=128 if dim <= 64 else 64, warps=8, stages=2)
+        return common.FLOAT32_SIZES
+    return Sizes(own=128, step=64, warps=8, stages=2 if dim > 128 else 3)
 
 
 def _kernel(q, k, v, indices, ends, valid, *rest, room: Room, sizes: Sizes, factor: float, bounded: bool):
@@ -97,8 +95,10 @@ def _kernel(q, k, v, indices, ends, valid, *rest, room: Room, sizes: Sizes, fact
         weights = common.powers(scores, peak)
         if weight is not None:
             weights *= weight[None]
-        total = common.rescaled(total, change) + weights.sum(axis=1)
-        acc = common.rescaled(acc, change) + common.product(weights.astype(values.dtype), values, (1, 0))
+        weights = weights.astype(values.dtype)
+        # What is summed is what is multiplied, after rounding: a key that is read alone has a share of exactly one.
+        total = common.rescaled(total, change) + weights.astype(jnp.float32).sum(axis=1)
+        acc = common.rescaled(acc, change) + common.product(weights, values, (1, 0))
         return total, acc, peak
 
     def unmasked(index, at, state):
@@ -118,14 +118,9 @@ def _kernel(q, k, v, indices, ends, valid, *rest, room: Room, sizes: Sizes, fact
         state = common.visit(indices, 0, first, parts, unmasked, state)
     state = common.visit(indices, first, ends[1], parts, masked, state)
     if tail:
-        pooled_key, pooled_value, weight = tail
-
-        def pooled(i, state):
-            share = common.read(weight, i, TAIL_KEYS)
-            keys, values = (common.read(x, i, TAIL_KEYS) for x in (pooled_key, pooled_value))
-            return absorb(state, keys, values, alive=share > 0, weight=share)
-
-        state = jax.lax.fori_loop(0, weight.shape[0] // TAIL_KEYS, pooled, state)
+        *pooled, weight = tail
+        pseudo = lambda state, share, keys, values: absorb(state, keys, values, alive=share > 0, weight=share)
+        state = common.visit_tail(weight, pooled, sizes.step, pseudo, state)
     total, acc, peak = state
     some = total > 0
     out[...] = (acc / jnp.where(some, total, 1.0)[:, None]).astype(out.dtype)
