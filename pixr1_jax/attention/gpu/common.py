@@ -106,7 +106,7 @@ def whole(x: jax.Array) -> pl.BlockSpec:
     return pl.BlockSpec((None, None, *x.shape[2:]), lambda i, h, b: (b, _head(x, h), *rest))
 
 
-def part(x: jax.Array, size: int) -> pl.BlockSpec:
+def part(x: jax.Array | jax.ShapeDtypeStruct, size: int) -> pl.BlockSpec:
     """The program's own `size` rows of x [batch, heads or 1, rows, ...]."""
     rest = (0,) * (x.ndim - 3)
     return pl.BlockSpec((None, None, size, *x.shape[3:]), lambda i, h, b: (b, _head(x, h), i, *rest))
@@ -118,7 +118,7 @@ def row(x: jax.Array, programs: int) -> pl.BlockSpec:
     return pl.BlockSpec((None, None, None, x.shape[3]), lambda i, h, b: (b, _head(x, h), at(i), 0))
 
 
-def _head(x: jax.Array, head):
+def _head(x: jax.Array | jax.ShapeDtypeStruct, head):
     return 0 if x.shape[1] == 1 else head
 
 
