@@ -192,6 +192,21 @@ def test_logarithms_are_those_of_the_denominators(quick_compile):
     np.testing.assert_allclose(lse, expected, atol=2e-6)
 
 
+def test_under_shard_map_outputs_vary_as_inputs_do():
+    """Heads over two devices; traced, since the interpreter of kernels knows no varying axes."""
+    case = Case(lists=2, tail=True)
+    p = jax.eval_shape(lambda: problem(case, 0))
+    over_heads = jax.sharding.PartitionSpec(None, "heads")
+    specs = dataclasses.replace(jax.tree.map(lambda _: over_heads, p), valid=jax.sharding.PartitionSpec())
+    mesh = jax.make_mesh((2,), ("heads",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:2])
+    kernels = functools.partial(ours.__wrapped__, case=case, interpret=False)
+    run = jax.shard_map(kernels, mesh=mesh, in_specs=(specs,), out_specs=over_heads)
+    (out, lse), gradients, tangents = jax.eval_shape(run, p)
+    assert out.shape == p.main[0].shape and lse.shape == out.shape[:3]
+    assert [x.shape for x in gradients] == [x.shape for x in (*p.main, p.tail.key, p.tail.value)]
+    assert tangents[1].shape == out.shape
+
+
 HOPPER = jax.sharding.AbstractDevice("NVIDIA H200", None, "gpu")
 BIG = [
     Case(dtype=dtype, block=block, dim=dim, tail=tail, still=still, tile=tile, bound=bound, queries=4)

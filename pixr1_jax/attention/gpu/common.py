@@ -134,17 +134,21 @@ def launch(
 ) -> Any:
     """Runs `programs` programs for each head and batch of the first output."""
     batch, heads = outputs[0][0].shape[:2]
+    # Under `shard_map` the outputs vary over every mesh axis over which some input does.
+    arrays = [array for array, _ in inputs]
+    varying = jax.eval_shape(lambda *xs: sum(x.sum() for x in xs), *arrays).manual_axis_type
+    shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype, manual_axis_type=varying) for x, _ in outputs]
     return pl.pallas_call(
         kernel,
         # The programs of a head run together, so that its keys stay in the L2 cache.
         grid=(programs, heads, batch),
         in_specs=[spec for _, spec in inputs],
         out_specs=[spec for _, spec in outputs],
-        out_shape=[shape for shape, _ in outputs],
+        out_shape=shapes,
         compiler_params=plgpu.CompilerParams(num_warps=sizes.warps, num_stages=sizes.stages),
         name=name,
         interpret=interpret,
-    )(*(array for array, _ in inputs))
+    )(*arrays)
 
 
 def visit(indices, start, end, parts: int, step: Callable, state):
