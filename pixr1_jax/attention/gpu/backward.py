@@ -73,15 +73,8 @@ def backward(
     return dq, dk, dv, *(crop(x) for x in d_tail)
 
 
-def query_sizes(dtype, dim: int) -> Sizes:
-    """How the kernel of queries is cut, chosen so that nothing spills on Hopper."""
-    if dtype == jnp.float32:
-        return common.FLOAT32_SIZES
-    return Sizes(own=128, step=64 if dim <= 128 else 32, warps=8, stages=2)
-
-
-def key_sizes(dtype, dim: int) -> Sizes:
-    """How the kernels of keys are cut, chosen so that nothing spills on Hopper."""
+def sizes_for(dtype, dim: int) -> Sizes:
+    """How the kernels of queries and of keys are cut, chosen so that nothing spills on Hopper."""
     if dtype == jnp.float32:
         return common.FLOAT32_SIZES
     return Sizes(own=128, step=64 if dim <= 128 else 32, warps=8, stages=2)
@@ -97,7 +90,7 @@ def tail_sizes(dtype) -> Sizes:
 def _query_gradient(queries, k, v, reads: RowLists, key_valid, tail: Tail | None, *, scale, room: Room, interpret):
     """The gradient of q; `queries` are q, d_out, logs and shared."""
     q = queries[0]
-    sizes = query_sizes(q.dtype, q.shape[-1]).fit(room)
+    sizes = sizes_for(q.dtype, q.shape[-1]).fit(room)
     programs = room.tokens // sizes.own
     inputs = [(x, common.part(x, sizes.own)) for x in queries]
     inputs += [(x, common.whole(x)) for x in (k, v, key_valid[:, None])]
@@ -152,7 +145,7 @@ def _query_kernel(q, d_out, logs, shared, k, v, valid, indices, ends, *rest, roo
 
 def _key_gradients(queries, k, v, readers: RowLists, key_valid, *, scale, room: Room, interpret):
     """The gradients of k and v."""
-    sizes = key_sizes(k.dtype, k.shape[-1]).fit(room)
+    sizes = sizes_for(k.dtype, k.shape[-1]).fit(room)
     programs = room.tokens // sizes.own
     valid = key_valid[:, None, :, None]
     inputs = [(x, common.part(x, sizes.own)) for x in (k, v)]
