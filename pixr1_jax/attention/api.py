@@ -4,10 +4,10 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from pixr1_jax.attention import gather, kernels, reference, tpu
+from pixr1_jax.attention import gather, gpu, kernels, reference, tpu
 from pixr1_jax.attention.blocks import BlockLists, Tail
 
-KERNELS = {"pallas_tpu": tpu.BACKEND}
+KERNELS = {"pallas_gpu": gpu.BACKEND, "pallas_tpu": tpu.BACKEND}
 PLAIN = {"reference": reference.attend, "gather": gather.attend}
 IMPLEMENTATIONS = ("auto", *sorted(PLAIN), *sorted(KERNELS))
 # Exponentials of logits within this bound need no shift in float32: sums over a million keys stay finite and exact.

@@ -2,6 +2,9 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
+
+import jax
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,3 +29,15 @@ class Backend:
     backward: Callable
     tangent: Callable
     unserved: Callable[[int, int], str]
+
+
+def on_device(platform: str, run: Callable[..., Any], *arrays: Any) -> Any:
+    """Calls `run(*arrays, interpret=False)` for a platform ("tpu", "cuda"), and `interpret=True` for any other.
+
+    Which one it is shows only when the program is lowered: kernels are also compiled for devices that are not here.
+    """
+    compiled = lambda *arrays: run(*arrays, interpret=False)
+    if jax.default_backend() == {"cuda": "gpu"}.get(platform, platform):
+        return compiled(*arrays)
+    interpreted = lambda *arrays: run(*arrays, interpret=True)
+    return jax.lax.platform_dependent(*arrays, default=interpreted, **{platform: compiled})

@@ -15,7 +15,7 @@ from pixr1_jax.attention.blocks import block_lists
 from pixr1_jax.benchmarks.cases import BLOCK, PRODUCTS
 from pixr1_jax.benchmarks.estimates import DENSITIES, STREAMING, TRAINING, Shape
 
-CPU_SHAPE = Shape("small", 512, 4096)
+CPU_SHAPE = Shape("small", 512, 4096, ("forward", "backward"))
 _PEER = {"tpu": "splash", "gpu": "cudnn"}
 Attention = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 

@@ -8,7 +8,7 @@ import pytest
 from pixr1_jax.benchmarks import results, timing
 from pixr1_jax.benchmarks.estimates import Shape
 
-SMALL = Shape("small", 256, 512)
+SMALL = Shape("small", 256, 512, ("forward", "backward"))
 
 
 def test_masks_have_the_density_they_name():

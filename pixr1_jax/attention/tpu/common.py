@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from pixr1_jax.attention.backend import on_device
 from pixr1_jax.attention.blocks import BlockLists, Tail
 from pixr1_jax.attention.tpu import schedule
 from pixr1_jax.attention.tpu.schedule import Entry
@@ -237,7 +238,6 @@ def pallas_call(
         grid=(plan.batch, plan.heads, plan.windows, plan.tiles // plan.step),
         in_specs=in_specs,
         out_specs=out_specs,
-        out_shape=out_shape,
         scratch_shapes=list(scratch),
         cost_estimate=pl.CostEstimate(
             flops=2 * products * pairs * plan.dim,
@@ -247,11 +247,23 @@ def pallas_call(
     )
     order = ("parallel", "parallel", "arbitrary", "arbitrary")
     params = pltpu.CompilerParams(dimension_semantics=order, vmem_limit_bytes=LIMIT_BYTES)
-    compiled = pl.pallas_call(kernel, compiler_params=params, **options)
-    interpreted = pl.pallas_call(kernel, interpret=INTERPRET, **options)
+
+    def run(*operands, interpret: bool):
+        # Under `shard_map` the results vary over every mesh axis over which some operand does.
+        varying = jax.eval_shape(lambda *xs: sum(x.sum() for x in xs), *operands).manual_axis_type
+        shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype, manual_axis_type=varying) for x in out_shape]
+        call = pl.pallas_call(
+            kernel,
+            out_shape=shapes,
+            compiler_params=params,
+            interpret=INTERPRET if interpret else False,
+            **options,
+        )
+        return call(*operands)
+
     if estimate is not None:
-        return lambda _, *operands: compiled(*operands)
-    return lambda *operands: jax.lax.platform_dependent(*operands, tpu=compiled, default=interpreted)
+        return lambda _, *operands: run(*operands, interpret=False)
+    return functools.partial(on_device, "tpu", run)
 
 
 def operands(plan: Plan, q, k, v, lists: BlockLists, key_valid, tail: Tail | None) -> list[jax.Array]:
