@@ -59,7 +59,10 @@ def get_config(variant: str = "") -> ConfigDict:
     config.model.context_time = 0.0
     config.model.max_context_time = 0.15
     config.model.dtype = "float32"
-    config.model.attention = "reference"
+    config.model.attention = ConfigDict()
+    config.model.attention.implementation = "reference"
+    config.model.attention.tile = 1
+    config.model.attention.budget = None
 
     config.pack = ConfigDict()
     config.pack.window_chunks = 8

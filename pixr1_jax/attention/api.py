@@ -1,13 +1,37 @@
 """One entry to attention: `attend` chooses the implementation."""
 
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
 
 from pixr1_jax.attention import gather, reference
 from pixr1_jax.attention.blocks import BlockLists, Tail
+from pixr1_jax.attention.select import Budget
 
 IMPLEMENTATIONS = {"reference": reference.attend, "gather": gather.attend}
+MAX_LOGIT = 40.0  # no scaled score exceeds it, whatever is learned (see `omni.layers.Layer`)
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionConfig:
+    """How a model attends.
+
+    Attributes:
+      implementation: One of `IMPLEMENTATIONS`.
+      tile: Query blocks that share a list.
+      budget: How many blocks are read in full; None reads all that are seen.
+    """
+
+    implementation: str
+    tile: int
+    budget: Budget | None
+
+    def __post_init__(self):
+        _check(self.implementation)
+        if not 1 <= self.tile <= 31:  # the bits of an int32
+            raise ValueError(f"attention.tile={self.tile}; use 1 to 31")
 
 
 def attend(
@@ -44,10 +68,7 @@ def attend(
     Raises:
       ValueError: Unknown implementation, or lengths that are not whole blocks.
     """
-    if implementation not in IMPLEMENTATIONS:
-        raise ValueError(
-            f"attention implementation {implementation!r} is unknown; use one of {sorted(IMPLEMENTATIONS)}"
-        )
+    _check(implementation)
     chex.assert_rank([q, k], 4)
     chex.assert_equal_shape([k, v])
     if past is not None:
@@ -60,3 +81,10 @@ def attend(
             f"blocks and {key_valid.shape[1]} key blocks of {block}"
         )
     return IMPLEMENTATIONS[implementation](q, k, v, lists, key_valid, tail, block=block, scale=scale)
+
+
+def _check(implementation: str) -> None:
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(
+            f"attention implementation {implementation!r} is unknown; use one of {sorted(IMPLEMENTATIONS)}"
+        )

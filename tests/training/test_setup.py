@@ -78,7 +78,7 @@ def test_the_bound_on_keys_holds_and_is_reached(tiny, dataset, changes, windows)
     """Counted on rows: no query sees more blocks, and with the longest text some query sees as many."""
     config = tiny.experiment(**changes, pack__windows_per_row=windows)
     sizes, plan = setup.model_config(config), setup.pack_plan(config, dataset)
-    bound = setup.max_keys(sizes, plan, config.pack.window_chunks)
+    bound = setup.max_keys(sizes, plan, config.pack.window_chunks, ramped=True)
     source = row_source(dataset, plan, sizes.tokens)
     most = 0
     for index in range(6):
