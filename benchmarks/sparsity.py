@@ -10,7 +10,6 @@ held-out rows under the same noise. Writes WORKDIR/sparsity.json after every run
 import json
 import time
 from collections.abc import Sequence
-from functools import partial
 
 import jax
 import jax.numpy as jnp
