@@ -38,7 +38,7 @@ def attend(
         weight = tail.weight
         weight = jnp.pad(weight, [(0, 0), (0, 0), (0, tiles * lists.tile - weight.shape[2]), (0, 0)])
         weight = weight.reshape(*weight.shape[:2], tiles, lists.tile, -1)
-        tail = Tail(*(jnp.swapaxes(x, 1, 2) for x in (tail.key, tail.value)), weight)
+        tail = Tail(jnp.swapaxes(tail.key, 1, 2), jnp.swapaxes(tail.value, 1, 2), weight)
     parts = (q, lists.indices, lists.seen, lists.counts, weight)
 
     def group(parts):

@@ -145,13 +145,13 @@ def past(layout: CacheLayout, cache: dict[str, jax.Array], current: jax.Array) -
     )
     distance = jnp.maximum(cache["cache_chunk"] - current, -layout.memory.horizon).astype(jnp.float32)
     position = jnp.asarray(static["offset"]).at[:, 0].add(jnp.repeat(distance, layout.tokens.block))
-    batched = jax.tree.map(lambda x: x[None], (position, blocks))
+    position, blocks = jax.tree.map(lambda x: x[None], (position, blocks))
     means = None
     if "cache_mean_key" in cache:
         key = cache["cache_mean_key"]
         place = jnp.zeros((1, layout.blocks, 3)).at[..., 0].set(distance)
         means = rope.rotate(key, rope.angles(place, key.shape[-1]))[:, None], cache["cache_mean_value"][:, None]
-    return Past(cache["cache_key"][:, None], cache["cache_value"][:, None], *batched, means)
+    return Past(cache["cache_key"][:, None], cache["cache_value"][:, None], position, blocks, means)
 
 
 def _means(layout: CacheLayout, cache, key: jax.Array, value: jax.Array, position: np.ndarray, valid: jax.Array):

@@ -1,6 +1,8 @@
 """Omni: the transformer over a row of tokens, with or without a past (decisions D6-D8, D10, D14)."""
 
 import dataclasses
+from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,8 @@ from flax import nnx
 from data_pipelines.packing import TokenSpec
 from pixr1_jax.attention import api, select
 from pixr1_jax.attention.api import AttentionConfig
-from pixr1_jax.attention.blocks import Blocks, MemoryPolicy, block_lists
+from pixr1_jax.attention.blocks import BlockLists, Blocks, MemoryPolicy, Tail, block_lists
+from pixr1_jax.attention.select import Candidates
 from pixr1_jax.omni import layers as nn
 from pixr1_jax.omni import rope
 
@@ -134,31 +137,25 @@ def backbone(
     key_blocks = blocks if past is None else past.blocks + blocks
     key_valid = key_blocks.valid
     sizes = {"block": block, "tile": attention.tile, "max_keys": max_keys}
-    everything = options = keep = None
+    choose: Callable[..., tuple[BlockLists, Tail | None]]
     if attention.budget is None:
-        everything = block_lists(seen, key_valid, **sizes)
+        keep, everything = None, block_lists(seen, key_valid, **sizes)
+        choose = lambda *_: (everything, None)
     else:
         options = select.candidates(
             blocks, key_blocks, seen, config.memory, attention.budget, layers=config.layers, ramp=ramp
         )
-        keep = options.keep
+        keep, choose = options.keep, partial(_choose, options, blocks, past, sizes)
 
     def layer_step(x, inputs):
-        layer, old, old_means, keep = inputs
+        layer, old, means, keep = inputs
         shared = modulation + layer.modulation[...].astype(x.dtype)
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = jnp.split(shared, 6, axis=-1)
         q, k, v = layer.qkv_heads(nn.rms_norm(x) * (1 + scale_a) + shift_a, config.heads)
         placed_q, placed_k = rope.rotate(q, own_angles), rope.rotate(k, own_angles)
         if past is not None:  # cached keys as this row reads them
             old = rope.rotate(old[0], rope.angles(past.position, config.head_dim)), old[1]
-        lists, tail = everything, None
-        if options is not None:
-            means = tuple(select.pool(y, blocks.valid, block) for y in (placed_k, v))
-            if past is not None:
-                if old_means is None:
-                    old_means = tuple(select.pool(y, past.blocks.valid, block) for y in old)
-                means = tuple(jnp.concatenate(pair, axis=1) for pair in zip(old_means, means, strict=True))
-            lists, tail = select.select(placed_q, *means, options, keep, **sizes)
+        lists, tail = choose(placed_q, placed_k, v, old, means, keep)
         mixed = api.attend(
             placed_q,
             placed_k,
@@ -175,6 +172,30 @@ def backbone(
         x = x + gate_m * layer.mlp(nn.rms_norm(x) * (1 + scale_m) + shift_m)
         return x, (k, v)
 
-    old, old_means = (None, None) if past is None else ((past.key, past.value), past.pooled)
-    x, fresh = jax.lax.scan(layer_step, x, (model.layers, old, old_means, keep))
+    old, means = (None, None) if past is None else ((past.key, past.value), past.pooled)
+    x, fresh = jax.lax.scan(layer_step, x, (model.layers, old, means, keep))
     return nn.rms_norm(x), fresh
+
+
+def _choose(options: Candidates, blocks: Blocks, past: Past | None, sizes, q, k, v, old, means, keep):
+    """Lists and tail of one layer.
+
+    Args:
+      options: What may be chosen.
+      blocks: The row's blocks.
+      past: What comes before the row.
+      sizes: Keyword arguments of `select.select`.
+      q: Queries as attention reads them; `k` and `v` likewise.
+      k: See `q`.
+      v: See `q`.
+      old: The layer's keys and values of the past, as attention reads them.
+      means: Their means by block, or None where they are not known.
+      keep: How many blocks are chosen in this layer.
+    """
+    block = sizes["block"]
+    key, value = (select.pool(x, blocks.valid, block) for x in (k, v))
+    if past is not None:
+        if means is None:
+            means = tuple(select.pool(x, past.blocks.valid, block) for x in old)
+        key, value = jnp.concatenate([means[0], key], axis=1), jnp.concatenate([means[1], value], axis=1)
+    return select.select(q, key, value, options, keep, **sizes)
