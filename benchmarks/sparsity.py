@@ -99,7 +99,7 @@ def train(config: ConfigDict, dataset: Dataset, seed: int, update, judge) -> dic
     }
 
 
-def validation(config: ConfigDict, dataset: Dataset, model: Omni, judge) -> float:
+def validation(config: ConfigDict, dataset: Dataset, model: Omni, judge, draws: int = _DRAWS) -> float:
     """Loss on held-out rows, the same rows and noise for every model."""
     config = ConfigDict(config.to_dict())
     config.seed = 0
@@ -109,7 +109,7 @@ def validation(config: ConfigDict, dataset: Dataset, model: Omni, judge) -> floa
     for first in range(0, plan.rows_per_epoch - size + 1, size):
         rows = [source[i] for i in range(first, first + size)]
         batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-        found += [judge(model, batch, jnp.int32(draw)) for draw in range(_DRAWS)]
+        found += [judge(model, batch, jnp.int32(draw)) for draw in range(draws)]
     weight = config.train.objective.audio_weight
     return float(np.mean([x["loss/video"] + weight * x["loss/audio"] for x in found]))
 
