@@ -45,8 +45,8 @@ from pixr1_jax.training import setup
 from pixr1_jax.training.checkpoint import load_params
 
 _ROWS = 8
-_SHARES = (0.125, 0.25, 0.5, 0.75)
-_TRIED = (0.25, 0.5)  # shares at which the loss is measured
+_SHARES = (0.0, 0.125, 0.25, 0.5, 0.75)
+_TRIED = (0.0, 0.25, 0.5)  # shares at which the loss is measured
 
 
 def attention_inputs(model: Omni, objective: Pretrain, batch, seen, layout: Layout):

@@ -6,12 +6,16 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from pixr1_jax.attention import gather, reference
+from pixr1_jax.attention import gather, kernels, reference, tpu
 from pixr1_jax.attention.blocks import BlockLists, Tail
 from pixr1_jax.attention.select import Budget
 
-IMPLEMENTATIONS = {"reference": reference.attend, "gather": gather.attend}
-MAX_LOGIT = 40.0  # no scaled score exceeds it, whatever is learned (see `omni.layers.Layer`)
+KERNELS = {"pallas_tpu": tpu.BACKEND}
+PLAIN = {"reference": reference.attend, "gather": gather.attend}
+IMPLEMENTATIONS = ("auto", *sorted(PLAIN), *sorted(KERNELS))
+# Exponentials of logits within this bound need no shift in float32: sums over a million keys stay finite and exact.
+# The model keeps it, whatever is learnt (see `omni.layers.Layer`).
+MAX_LOGIT = 40.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +49,9 @@ def attend(
     scale: float,
     past: tuple[jax.Array, jax.Array] | None = None,
     tail: Tail | None = None,
-    implementation: str = "gather",
+    max_logit: float | None = None,
+    forward_mode: bool = False,
+    implementation: str = "auto",
 ) -> jax.Array:
     """Softmax attention in which each query block reads the key blocks that its list names.
 
@@ -59,32 +65,68 @@ def attend(
       scale: Factor on the scores.
       past: Optional keys and values that come before `k` and `v`, such as a cache. Given apart, since they often have
         no tangent, which makes forward-mode differentiation cheaper.
-      tail: Optional key blocks that are read as one pseudo-token each.
-      implementation: One of `IMPLEMENTATIONS`.
+      tail: Optional key blocks that are read as one pseudo-token each; its weights have no derivative.
+      max_logit: A bound on the absolute scores, `scale * q . k`, that holds whatever the data (QK-norm), or None.
+        Kernels need no running maximum where it is at most `MAX_LOGIT`.
+      forward_mode: Whether a derivative, if any, is forward-mode only (`jax.jvp`): output and tangent then come from
+        one pass of a kernel. Otherwise both modes work, and reverse mode is the fast one.
+      implementation: One of `IMPLEMENTATIONS`; "auto" takes the kernels of the default device where they serve the
+        shapes, and `gather` elsewhere.
 
     Returns:
       [batch, query_tokens, heads, dim] in the dtype of `q`; zeros for a query block whose list names no valid token.
 
     Raises:
-      ValueError: Unknown implementation, or lengths that are not whole blocks.
+      ValueError: Unknown implementation, or one that does not serve this device or these shapes.
     """
-    _check(implementation)
     chex.assert_rank([q, k], 4)
     chex.assert_equal_shape([k, v])
-    if past is not None:
-        k, v = (jnp.concatenate([old, new], axis=1) for old, new in zip(past, (k, v), strict=True))
+    key_tokens = k.shape[1] + (0 if past is None else past[0].shape[1])
     tiles = lists.counts.shape[2]
     query_blocks = q.shape[1] // block
-    if q.shape[1] % block or -(-query_blocks // lists.tile) != tiles or k.shape[1] != key_valid.shape[1] * block:
+    if q.shape[1] % block or -(-query_blocks // lists.tile) != tiles or key_tokens != key_valid.shape[1] * block:
         raise ValueError(
-            f"attend: {q.shape[1]} queries and {k.shape[1]} keys do not match {tiles} tiles of {lists.tile} query "
+            f"attend: {q.shape[1]} queries and {key_tokens} keys do not match {tiles} tiles of {lists.tile} query "
             f"blocks and {key_valid.shape[1]} key blocks of {block}"
         )
-    return IMPLEMENTATIONS[implementation](q, k, v, lists, key_valid, tail, block=block, scale=scale)
+    implementation = resolve(implementation, block=block, tile=lists.tile)
+    numbers = {"block": block, "scale": scale}
+    if implementation in KERNELS:
+        bound = max_logit if max_logit is not None and max_logit <= MAX_LOGIT else None
+        return kernels.attend(
+            KERNELS[implementation],
+            q,
+            k,
+            v,
+            lists,
+            key_valid,
+            past,
+            tail,
+            max_logit=bound,
+            forward_mode=forward_mode,
+            **numbers,
+        )
+    if past is not None:
+        k, v = (jnp.concatenate([old, new], axis=1) for old, new in zip(past, (k, v), strict=True))
+    return PLAIN[implementation](q, k, v, lists, key_valid, tail, **numbers)
+
+
+def resolve(implementation: str, *, block: int, tile: int) -> str:
+    """The implementation that a request means on the default device.
+
+    Raises:
+      ValueError: It is unknown, or does not serve these sizes; the message says what does.
+    """
+    _check(implementation)
+    backend = jax.default_backend()
+    if implementation == "auto":
+        kernel = {"tpu": "pallas_tpu", "gpu": "pallas_gpu"}.get(backend, "gather")
+        return kernel if kernel in KERNELS and not KERNELS[kernel].unserved(block, tile) else "gather"
+    if implementation in KERNELS and (reason := KERNELS[implementation].unserved(block, tile)):
+        raise ValueError(f"attention implementation {implementation!r} {reason}, or use 'gather'")
+    return implementation
 
 
 def _check(implementation: str) -> None:
     if implementation not in IMPLEMENTATIONS:
-        raise ValueError(
-            f"attention implementation {implementation!r} is unknown; use one of {sorted(IMPLEMENTATIONS)}"
-        )
+        raise ValueError(f"attention implementation {implementation!r} is unknown; use one of {IMPLEMENTATIONS}")

@@ -166,6 +166,7 @@ def backbone(
             scale=config.head_dim**-0.5,
             past=old,
             tail=tail,
+            max_logit=api.MAX_LOGIT,
             implementation=attention.implementation,
         )
         x = x + gate_a * nn.dot(mixed.reshape(*x.shape[:2], -1), layer.out)

@@ -1,0 +1,376 @@
+"""What the TPU kernels share: sizes and block specs of a call, and the small pieces of a visit.
+
+The grid is (batch, head, window, tile). A window of one head's keys and values stays in vector memory while all tiles
+pass by; windows exist since that memory is finite. Results of several windows are merged outside, by their
+softmax denominators.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from pixr1_jax.attention.blocks import BlockLists, Tail
+from pixr1_jax.attention.tpu import schedule
+from pixr1_jax.attention.tpu.schedule import Entry
+
+LN2 = math.log(2.0)
+LOWEST = -1e30
+RESIDENT_BYTES = 40 << 20  # of a window; v5p has 64 MiB of vector memory, v5e and v6e have 128
+LIMIT_BYTES = 60 << 20
+INTERPRET: bool | pltpu.InterpretParams = True
+_LANES = 128
+
+
+def unserved(block: int, tile: int) -> str:
+    """Why the kernels do not serve blocks of `block` tokens in tiles of `tile`, with the fix; empty if they do."""
+    if block % 16 or block > schedule.MAX_BLOCK:
+        return (
+            f"needs blocks of a multiple of 16 tokens, at most {schedule.MAX_BLOCK}, not {block}; change tokens.block"
+        )
+    if tile > schedule.MAX_TILE:
+        return f"needs tiles of at most {schedule.MAX_TILE} blocks, not {tile}; change the tile"
+    if jax.default_backend() == "tpu" and tile * block % _LANES:
+        return f"needs tiles of a multiple of {_LANES} queries, not {tile} blocks of {block}; change the tile"
+    return ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """Static visits of each tile, for the compiler's cycle estimates: blocks without a mask, and with one."""
+
+    whole: int
+    masked: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Static sizes of a call.
+
+    Attributes:
+      batch: Rows.
+      heads: Heads of a row.
+      lists: 1, or `heads` where each head has its own lists.
+      tiles: Tiles of a row.
+      tile: Query blocks of a tile.
+      block: Tokens in a block.
+      dim: Head dimension.
+      key_blocks: Key blocks of a row.
+      windows: Windows of keys.
+      window_blocks: Key blocks of a window.
+      tail_rows: Pseudo-tokens of a window, padded to whole vectors; 0 without a tail.
+      slots: Length of a packed list.
+      scale: Factor on the scores.
+      online: Whether the logits have no bound, so that a running maximum is kept.
+      dtype: Of queries, keys, values and results.
+    """
+
+    batch: int
+    heads: int
+    lists: int
+    tiles: int
+    tile: int
+    block: int
+    dim: int
+    key_blocks: int
+    windows: int
+    window_blocks: int
+    tail_rows: int
+    slots: int
+    scale: float
+    online: bool
+    dtype: Any
+
+    @classmethod
+    def of(
+        cls,
+        q: jax.Array,
+        k: jax.Array,
+        lists: BlockLists,
+        tail: Tail | None,
+        *,
+        block: int,
+        scale: float,
+        max_logit: float | None,
+        bytes_a_value: int,
+    ) -> "Plan":
+        """Sizes of a call whose window takes `bytes_a_value` bytes of vector memory for each value of a key."""
+        batch, heads, key_tokens, dim = k.shape
+        key_blocks = key_tokens // block
+        resident = key_tokens * max(dim, _LANES) * bytes_a_value
+        fewest = max(-(-resident // RESIDENT_BYTES), -(-key_blocks // schedule.MAX_KEY_BLOCKS))
+        # Windows that divide the keys spare a padded copy of them.
+        even = (n for n in range(fewest, 2 * fewest) if key_blocks % n == 0)
+        windows = min(next(even, fewest), key_blocks)
+        window_blocks = -(-key_blocks // windows)
+        slots = min(lists.indices.shape[-1], window_blocks)
+        return cls(
+            batch=batch,
+            heads=heads,
+            lists=lists.indices.shape[1],
+            tiles=lists.indices.shape[2],
+            tile=lists.tile,
+            block=block,
+            dim=dim,
+            key_blocks=key_blocks,
+            windows=windows,
+            window_blocks=window_blocks,
+            tail_rows=0 if tail is None else _whole(window_blocks, _LANES),
+            slots=schedule.HEADER + _whole(slots, schedule.GROUP),
+            scale=scale,
+            online=max_logit is None,
+            dtype=q.dtype,
+        )
+
+    @property
+    def tile_tokens(self) -> int:
+        """Queries of a tile."""
+        return self.tile * self.block
+
+    @property
+    def window_tokens(self) -> int:
+        """Keys of a window."""
+        return self.window_blocks * self.block
+
+    @property
+    def query_tokens(self) -> int:
+        """Queries of a row."""
+        return self.tiles * self.tile_tokens
+
+    def list_spec(self) -> pl.BlockSpec:
+        """A tile's packed list, in scalar memory."""
+        own = lambda b, h, w, t: (b, h if self.lists > 1 else 0, w, t, 0, 0)
+        return pl.BlockSpec((None, None, None, None, 1, self.slots), own, memory_space=pltpu.SMEM)
+
+    def query_spec(self) -> pl.BlockSpec:
+        """A tile's rows of [batch, heads, query_tokens, dim]."""
+        return pl.BlockSpec((None, None, self.tile_tokens, self.dim), lambda b, h, w, t: (b, h, t, 0))
+
+    def key_spec(self, first: int = 0, once: bool = False) -> pl.BlockSpec:
+        """A window's rows of [batch, heads, key_tokens, dim], from block `first` on; held once, or twice to overlap."""
+        rows = self.window_tokens - first * self.block
+        mode = pl.Buffered(1) if once else None
+        return pl.BlockSpec((None, None, rows, self.dim), lambda b, h, w, t: (b, h, w, 0), pipeline_mode=mode)
+
+    def pooled_spec(self) -> pl.BlockSpec:
+        """A window's pseudo-tokens, of [batch, heads, windows, tail_rows, dim]."""
+        return pl.BlockSpec((None, None, None, self.tail_rows, self.dim), lambda b, h, w, t: (b, h, w, 0, 0))
+
+    def pooled_shape(self, dtype) -> jax.ShapeDtypeStruct:
+        """Pseudo-tokens of all windows."""
+        return jax.ShapeDtypeStruct((self.batch, self.heads, self.windows, self.tail_rows, self.dim), dtype)
+
+    def tail_specs(self) -> list[pl.BlockSpec]:
+        """Keys, values and weights of the pseudo-tokens; nothing without a tail."""
+        if not self.tail_rows:
+            return []
+        own = lambda b, h, w, t: (b, h if self.lists > 1 else 0, t, w, 0, 0)
+        weight = pl.BlockSpec((None, None, None, None, self.tile, self.tail_rows), own)
+        return [self.pooled_spec(), self.pooled_spec(), weight]
+
+    def partial_spec(self) -> pl.BlockSpec:
+        """A tile's rows of [batch, heads, windows, query_tokens, dim]."""
+        return pl.BlockSpec((None, None, None, self.tile_tokens, self.dim), lambda b, h, w, t: (b, h, w, t, 0))
+
+    def partial_shape(self, dtype) -> jax.ShapeDtypeStruct:
+        """Results of all windows."""
+        return jax.ShapeDtypeStruct((self.batch, self.heads, self.windows, self.query_tokens, self.dim), dtype)
+
+    def row_spec(self) -> pl.BlockSpec:
+        """One number a query, [batch, heads, windows, 1, query_tokens]."""
+        return pl.BlockSpec((None, None, None, 1, self.tile_tokens), lambda b, h, w, t: (b, h, w, 0, t))
+
+    def row_spec_of_row(self) -> pl.BlockSpec:
+        """One number a query that all windows share, [batch, heads, 1, 1, query_tokens]."""
+        return pl.BlockSpec((None, None, None, 1, self.tile_tokens), lambda b, h, w, t: (b, h, 0, 0, t))
+
+    def row_shape(self) -> jax.ShapeDtypeStruct:
+        """Numbers of all windows."""
+        shape = (self.batch, self.heads, self.windows, 1, self.query_tokens)
+        return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+def pallas_call(
+    plan: Plan,
+    kernel: Callable,
+    *,
+    estimate: Estimate | None,
+    in_specs,
+    out_specs,
+    out_shape,
+    products: int,
+    scratch=(),
+) -> Callable:
+    """A Pallas call over the plan's grid, lists first; on anything but a TPU it is interpreted, which only tests want.
+
+    With an estimate the kernel reads no lists.
+    """
+    kernel = functools.partial(kernel, plan=plan, estimate=estimate)
+    if estimate is not None:
+        kernel, in_specs = functools.partial(kernel, None), in_specs[1:]
+    listed = (plan.slots - schedule.HEADER) * plan.block
+    pairs = plan.batch * plan.heads * plan.windows * plan.query_tokens * listed
+    options: dict[str, Any] = dict(
+        grid=(plan.batch, plan.heads, plan.windows, plan.tiles),
+        in_specs=in_specs,
+        out_specs=out_specs,
+        out_shape=out_shape,
+        scratch_shapes=list(scratch),
+        cost_estimate=pl.CostEstimate(
+            flops=2 * products * pairs * plan.dim,
+            transcendentals=pairs,
+            bytes_accessed=2 * plan.batch * plan.heads * (plan.key_blocks * plan.block) * plan.dim * 2,
+        ),
+    )
+    order = ("parallel", "parallel", "arbitrary", "arbitrary")
+    params = pltpu.CompilerParams(dimension_semantics=order, vmem_limit_bytes=LIMIT_BYTES)
+    compiled = pl.pallas_call(kernel, compiler_params=params, **options)
+    interpreted = pl.pallas_call(kernel, interpret=INTERPRET, **options)
+    if estimate is not None:
+        return lambda _, *operands: compiled(*operands)
+    return lambda *operands: jax.lax.platform_dependent(*operands, tpu=compiled, default=interpreted)
+
+
+def operands(plan: Plan, q, k, v, lists: BlockLists, key_valid, tail: Tail | None) -> list[jax.Array]:
+    """What every kernel reads first: packed lists, queries, keys, values, pseudo-tokens."""
+    packed = schedule.packed_lists(lists, key_valid, plan.window_blocks, plan.windows)
+    return [packed, q, *(padded_keys(plan, x) for x in (k, v)), *tail_operands(plan, tail)]
+
+
+def padded_keys(plan: Plan, x: jax.Array) -> jax.Array:
+    """Keys or values of whole windows."""
+    spare = plan.windows * plan.window_tokens - x.shape[2]
+    return jnp.pad(x, [(0, 0), (0, 0), (0, spare), (0, 0)]) if spare else x
+
+
+def pooled_rows(plan: Plan, x: jax.Array) -> jax.Array:
+    """Pseudo-tokens [batch, heads, key_blocks, dim] by window, each padded to whole vectors."""
+    return _by_window(plan, x, axis=2)
+
+
+def _by_window(plan: Plan, x: jax.Array, axis: int) -> jax.Array:
+    """Splits an axis of key blocks into windows of `tail_rows`."""
+    pad = lambda x, axis, size: jnp.pad(x, [(0, size - x.shape[i] if i == axis else 0) for i in range(x.ndim)])
+    x = pad(x, axis, plan.windows * plan.window_blocks)
+    x = x.reshape(*x.shape[:axis], plan.windows, plan.window_blocks, *x.shape[axis + 1 :])
+    return pad(x, axis + 1, plan.tail_rows)
+
+
+def unpooled(plan: Plan, x: jax.Array) -> jax.Array:
+    """The inverse of `pooled_rows`."""
+    x = x[:, :, :, : plan.window_blocks].reshape(plan.batch, plan.heads, -1, plan.dim)
+    return x[:, :, : plan.key_blocks]
+
+
+def tail_operands(plan: Plan, tail: Tail | None) -> list[jax.Array]:
+    """Keys, values and weights of the pseudo-tokens, for `Plan.tail_specs`."""
+    if tail is None:
+        return []
+    spare = plan.tiles * plan.tile - tail.weight.shape[2]
+    weight = jnp.pad(tail.weight.astype(jnp.float32), [(0, 0), (0, 0), (0, spare), (0, 0)])
+    weight = weight.reshape(*weight.shape[:2], plan.tiles, plan.tile, -1)
+    weight = jnp.swapaxes(_by_window(plan, weight, axis=4), 3, 4)  # [batch, lists, tiles, windows, tile, tail_rows]
+    return [pooled_rows(plan, tail.key), pooled_rows(plan, tail.value), weight]
+
+
+def merge(out: jax.Array, lse: jax.Array, dtype) -> tuple[jax.Array, jax.Array]:
+    """Results of windows into one: outputs [batch, heads, windows, queries, dim] by their denominators."""
+    lse = lse[:, :, :, 0]
+    if out.shape[2] == 1:
+        return out[:, :, 0].astype(dtype), lse[:, :, 0]
+    total = jax.nn.logsumexp(lse, axis=2)
+    share = shares(lse, total)
+    return (out * share[..., None]).sum(axis=2).astype(dtype), total
+
+
+def shares(lse: jax.Array, total: jax.Array) -> jax.Array:
+    """Part of each window in the softmax, [batch, heads, windows, queries]; zeros where nothing is read."""
+    read = jnp.isfinite(total)[:, :, None]
+    return jnp.where(read, jnp.exp(lse - jnp.where(read, total[:, :, None], 0.0)), 0.0)
+
+
+###########################################################################
+# Inside a kernel.
+
+
+def schedule_of(plan: Plan, list_ref, estimate: Estimate | None) -> schedule.Schedule:
+    """The walk of this tile."""
+    if estimate is None:
+        return schedule.Listed(list_ref)
+    tile = pl.program_id(3)
+    return schedule.Arithmetic(tile, estimate.whole, estimate.masked, plan.window_blocks, plan.tile, plan.block)
+
+
+def dot(a: jax.Array, b: jax.Array, over_a: int, over_b: int) -> jax.Array:
+    """Product over one axis of each, float32; operands in float32 are not rounded."""
+    precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
+    dimensions = (((over_a,), (over_b,)), ((), ()))
+    return jax.lax.dot_general(a, b, dimensions, precision=precision, preferred_element_type=jnp.float32)
+
+
+def fetch(ref, entries: Sequence[Entry], block: int, first: int = 0) -> jax.Array:
+    """Rows of the entries' blocks, [len(entries) * block, dim]; `ref` begins at block `first`."""
+    rows = [
+        ref[block_rows(jnp.maximum(entry.index - first, 0) if first else entry.index, block), :] for entry in entries
+    ]
+    return jnp.concatenate(rows, axis=0)
+
+
+def block_rows(index: jax.Array, block: int):
+    """The rows of a block."""
+    return pl.ds(pl.multiple_of(index * block, block), block)
+
+
+def clear_padding(x: jax.Array, entries: Sequence[Entry], block: int) -> jax.Array:
+    """Zeros in rows that are not valid or read by nobody: they may hold anything, NaN included."""
+    return keep_rows(x, [jnp.where(entry.seen > 0, entry.valid, 0) for entry in entries], block)
+
+
+def keep_rows(x: jax.Array, counts: Sequence[jax.Array], block: int) -> jax.Array:
+    """Zeros in all but the first rows of each block, as many as its count."""
+    row = jax.lax.broadcasted_iota(jnp.int32, (block, 1), 0)
+    # Selected in float32: v5e has no vectors of bfloat16.
+    blocks = [x[i * block : (i + 1) * block].astype(jnp.float32) for i in range(len(counts))]
+    kept = [jnp.where(row < count, rows, 0.0) for count, rows in zip(counts, blocks, strict=True)]
+    return jnp.concatenate(kept, axis=0).astype(x.dtype)
+
+
+def mask(entries: Sequence[Entry], plan: Plan) -> jax.Array:
+    """Who reads which row of a visit: float32 [keys, queries], ones and zeros."""
+    row = jax.lax.broadcasted_iota(jnp.int32, (plan.block, 1), 0)
+    lane = jax.lax.broadcasted_iota(jnp.int32, (1, plan.tile_tokens), 1)
+    query_block = sum((lane >= i * plan.block).astype(jnp.int32) for i in range(1, plan.tile)) + jnp.zeros_like(lane)
+    parts = []
+    for entry in entries:
+        alive = (row < entry.valid).astype(jnp.float32)
+        reads = ((entry.seen >> query_block) & 1).astype(jnp.float32)
+        parts.append(alive * reads)
+    return jnp.concatenate(parts, axis=0)
+
+
+def partial_sum(x: jax.Array) -> jax.Array:
+    """Sums rows down to the 8 of a vector register, [8, queries]."""
+    return x.reshape(x.shape[0] // 8, 8, x.shape[1]).sum(axis=0)
+
+
+def tail_slices(plan: Plan) -> list[slice]:
+    """Rows of pseudo-tokens, a visit's worth at a time."""
+    step = 1024
+    return [slice(first, min(first + step, plan.tail_rows)) for first in range(0, plan.tail_rows, step)]
+
+
+def tail_weight(ref, rows: slice, plan: Plan) -> jax.Array:
+    """Weights of pseudo-tokens for every query of a tile, float32 [rows, queries]."""
+    by_block = ref[:, rows].T  # [rows, tile]
+    parts = [jnp.broadcast_to(by_block[:, i : i + 1], (by_block.shape[0], plan.block)) for i in range(plan.tile)]
+    return jnp.concatenate(parts, axis=1)
+
+
+def _whole(x: int, step: int) -> int:
+    return -(-x // step) * step
