@@ -201,8 +201,9 @@ def draw(table: list[dict], path) -> None:
     left.legend(frameon=False, title="dotted: oracle")
     shares = sorted({row["share"] for row in table})
     for name in ("top-K", "tail", "gated coarse", "linear branch", "oracle top-K"):
-        mean = [np.mean([row[f"error, {name}"] for row in table if row["share"] == share]) for share in shares]
-        right.plot(shares, mean, "o-", label=name)
+        mean = lambda key, share: np.mean([row[key] for row in table if row["share"] == share])
+        x, y = ([mean(key, share) for share in shares] for key in ("density", f"error, {name}"))
+        right.plot(x, y, "o-", label=name)
     right.set(xlabel="share of selectable blocks read", ylabel="relative error of the output", ylim=(0, None))
     right.legend(frameon=False)
     figure.savefig(path, dpi=100)
