@@ -46,7 +46,8 @@ def attend(
         q, indices, seen, counts, weight = parts
         return _attend_tiles(q, indices, seen, counts, weight, k, v, key_valid, tail, scale)
 
-    groups = _groups(tiles, batch * heads * tokens * max_keys * block)
+    read = max_keys * block + (key_valid.shape[1] if tail is not None else 0)
+    groups = _groups(tiles, batch * heads * tokens * read)
     if groups == 1:
         out = group(parts)
     else:
