@@ -18,6 +18,7 @@ VERBS: Mapping[str, str] = {
     "export": "write a model as an artifact that runs without its code",
     "stream": "run an artifact and write what it dreams as a film with sound",
     "evaluate": "score an artifact against held-out clips",
+    "bench": "what attention costs: bench kernels, timed here or estimated for a TPU with --aot",
     "quickstart": "do all of this at a small scale: data, train, distill, export, stream, evaluate",
 }
 

@@ -1,11 +1,11 @@
-"""All tests run on eight CPU devices, with flax nnx in tree mode."""
+"""All tests run on eight CPU devices, with flax nnx in tree mode; PIXR1_TEST_PLATFORMS names others, as jax does."""
 
 import importlib.util
 import os
 import pathlib
 import types
 
-os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_PLATFORMS"] = os.environ.get("PIXR1_TEST_PLATFORMS", "cpu")
 
 import jax  # noqa: E402 (the platform is chosen before jax is imported)
 import pytest  # noqa: E402

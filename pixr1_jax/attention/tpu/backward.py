@@ -109,31 +109,35 @@ def _kernel(list_ref, q_ref, d_out_ref, delta_ref, shift_ref, k_ref, v_ref, *ref
         for ref in (dk_ref, dv_ref, *d_tail_refs):
             ref[...] = jnp.zeros_like(ref)
 
-    add = functools.partial(_add, plan, q_ref[...], d_out_ref[...], delta_ref[...], shift_ref[...])
-    steps = common.schedule_of(plan, list_ref, estimate)
+    def attend(tile, here):
+        rows_of = (q_ref[here, :], d_out_ref[here, :], delta_ref[:, here], shift_ref[:, here])
+        add = functools.partial(_add, plan, *rows_of)
 
-    def visit(carry, entries, masked):
-        k, v = (common.fetch(ref, entries, plan.block) for ref in (k_ref, v_ref))
-        mask = None
-        if masked:
-            k, v = (common.clear_padding(x, entries, plan.block) for x in (k, v))
-            mask = common.mask(entries, plan)
-        dq, dk, dv = add(carry[0], k, v, mask)
-        for i, entry in enumerate(entries):
-            here, rows = slice(i * plan.block, (i + 1) * plan.block), common.block_rows(entry.index, plan.block)
-            dk_ref[rows, :] += dk[here]
-            dv_ref[rows, :] += dv[here]
-        return (dq,)
+        def visit(carry, entries, masked):
+            k, v = (common.fetch(ref, entries, plan.block) for ref in (k_ref, v_ref))
+            mask = None
+            if masked:
+                k, v = (common.clear_padding(x, entries, plan.block) for x in (k, v))
+                mask = common.mask(entries, plan)
+            dq, dk, dv = add(carry[0], k, v, mask)
+            for i, entry in enumerate(entries):
+                part, rows = slice(i * plan.block, (i + 1) * plan.block), common.block_rows(entry.index, plan.block)
+                dk_ref[rows, :] += dk[part]
+                dv_ref[rows, :] += dv[part]
+            return (dq,)
 
-    dq = jnp.zeros((plan.dim, plan.tile_tokens), jnp.float32)
-    if tail_refs:
-        key_ref, value_ref, weight_ref = tail_refs
-        for rows in common.tail_slices(plan):
-            dq, dk, dv = add(dq, key_ref[rows, :], value_ref[rows, :], common.tail_weight(weight_ref, rows, plan))
-            d_tail_refs[0][rows, :] += dk
-            d_tail_refs[1][rows, :] += dv
-    (dq,) = schedule.walk(steps, (dq,), visit, WIDE)
-    dq_ref[...] = (plan.scale * dq).T.astype(dq_ref.dtype)
+        dq = jnp.zeros((plan.dim, plan.tile_tokens), jnp.float32)
+        if tail_refs:
+            key_ref, value_ref, weight_ref = tail_refs
+            for rows in common.tail_slices(plan):
+                weight = common.tail_weight(weight_ref, tile, rows, plan)
+                dq, dk, dv = add(dq, key_ref[rows, :], value_ref[rows, :], weight)
+                d_tail_refs[0][rows, :] += dk
+                d_tail_refs[1][rows, :] += dv
+        (dq,) = schedule.walk(common.schedule_of(plan, list_ref, tile, estimate), (dq,), visit, WIDE)
+        dq_ref[here, :] = (plan.scale * dq).T.astype(dq_ref.dtype)
+
+    common.each_tile(plan, attend, estimate)
 
 
 def _add(plan, q, d_out, delta, shift, dq, k, v, weight):

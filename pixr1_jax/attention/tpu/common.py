@@ -1,8 +1,9 @@
 """What the TPU kernels share: sizes and block specs of a call, and the small pieces of a visit.
 
-The grid is (batch, head, window, tile). A window of one head's keys and values stays in vector memory while all tiles
-pass by; windows exist since that memory is finite. Results of several windows are merged outside, by their
-softmax denominators.
+The grid is (batch, head, window, step). A window of one head's keys and values stays in vector memory while all tiles
+pass by, some in each step: the next window is fetched during the last step of this one, which should have work enough
+to hide that. Windows exist since vector memory is finite; their results are merged outside, by their softmax
+denominators.
 """
 
 import dataclasses
@@ -24,6 +25,7 @@ LN2 = math.log(2.0)
 LOWEST = -1e30
 RESIDENT_BYTES = 40 << 20  # of a window; v5p has 64 MiB of vector memory, v5e and v6e have 128
 LIMIT_BYTES = 60 << 20
+STEP_BYTES = 1 << 20  # of the queries of a step
 INTERPRET: bool | pltpu.InterpretParams = True
 _LANES = 128
 
@@ -59,6 +61,7 @@ class Plan:
       lists: 1, or `heads` where each head has its own lists.
       tiles: Tiles of a row.
       tile: Query blocks of a tile.
+      step: Tiles of a step.
       block: Tokens in a block.
       dim: Head dimension.
       key_blocks: Key blocks of a row.
@@ -76,6 +79,7 @@ class Plan:
     lists: int
     tiles: int
     tile: int
+    step: int
     block: int
     dim: int
     key_blocks: int
@@ -110,12 +114,16 @@ class Plan:
         windows = min(next(even, fewest), key_blocks)
         window_blocks = -(-key_blocks // windows)
         slots = min(lists.indices.shape[-1], window_blocks)
+        tiles = lists.indices.shape[2]
+        most = max(STEP_BYTES // (lists.tile * block * dim * q.dtype.itemsize), 1)
+        step = next(n for n in range(min(most, tiles), 0, -1) if tiles % n == 0)
         return cls(
             batch=batch,
             heads=heads,
             lists=lists.indices.shape[1],
-            tiles=lists.indices.shape[2],
+            tiles=tiles,
             tile=lists.tile,
+            step=step,
             block=block,
             dim=dim,
             key_blocks=key_blocks,
@@ -134,6 +142,11 @@ class Plan:
         return self.tile * self.block
 
     @property
+    def step_tokens(self) -> int:
+        """Queries of a step."""
+        return self.step * self.tile_tokens
+
+    @property
     def window_tokens(self) -> int:
         """Keys of a window."""
         return self.window_blocks * self.block
@@ -144,23 +157,23 @@ class Plan:
         return self.tiles * self.tile_tokens
 
     def list_spec(self) -> pl.BlockSpec:
-        """A tile's packed list, in scalar memory."""
-        own = lambda b, h, w, t: (b, h if self.lists > 1 else 0, w, t, 0, 0)
-        return pl.BlockSpec((None, None, None, None, 1, self.slots), own, memory_space=pltpu.SMEM)
+        """The packed lists of a step, in scalar memory."""
+        own = lambda b, h, w, s: (b, h if self.lists > 1 else 0, w, s, 0, 0)
+        return pl.BlockSpec((None, None, None, self.step, 1, self.slots), own, memory_space=pltpu.SMEM)
 
     def query_spec(self) -> pl.BlockSpec:
-        """A tile's rows of [batch, heads, query_tokens, dim]."""
-        return pl.BlockSpec((None, None, self.tile_tokens, self.dim), lambda b, h, w, t: (b, h, t, 0))
+        """A step's rows of [batch, heads, query_tokens, dim]."""
+        return pl.BlockSpec((None, None, self.step_tokens, self.dim), lambda b, h, w, s: (b, h, s, 0))
 
     def key_spec(self, first: int = 0, once: bool = False) -> pl.BlockSpec:
         """A window's rows of [batch, heads, key_tokens, dim], from block `first` on; held once, or twice to overlap."""
         rows = self.window_tokens - first * self.block
         mode = pl.Buffered(1) if once else None
-        return pl.BlockSpec((None, None, rows, self.dim), lambda b, h, w, t: (b, h, w, 0), pipeline_mode=mode)
+        return pl.BlockSpec((None, None, rows, self.dim), lambda b, h, w, s: (b, h, w, 0), pipeline_mode=mode)
 
     def pooled_spec(self) -> pl.BlockSpec:
         """A window's pseudo-tokens, of [batch, heads, windows, tail_rows, dim]."""
-        return pl.BlockSpec((None, None, None, self.tail_rows, self.dim), lambda b, h, w, t: (b, h, w, 0, 0))
+        return pl.BlockSpec((None, None, None, self.tail_rows, self.dim), lambda b, h, w, s: (b, h, w, 0, 0))
 
     def pooled_shape(self, dtype) -> jax.ShapeDtypeStruct:
         """Pseudo-tokens of all windows."""
@@ -170,13 +183,13 @@ class Plan:
         """Keys, values and weights of the pseudo-tokens; nothing without a tail."""
         if not self.tail_rows:
             return []
-        own = lambda b, h, w, t: (b, h if self.lists > 1 else 0, t, w, 0, 0)
-        weight = pl.BlockSpec((None, None, None, None, self.tile, self.tail_rows), own)
+        own = lambda b, h, w, s: (b, h if self.lists > 1 else 0, s, w, 0, 0)
+        weight = pl.BlockSpec((None, None, self.step, None, self.tile, self.tail_rows), own)
         return [self.pooled_spec(), self.pooled_spec(), weight]
 
     def partial_spec(self) -> pl.BlockSpec:
-        """A tile's rows of [batch, heads, windows, query_tokens, dim]."""
-        return pl.BlockSpec((None, None, None, self.tile_tokens, self.dim), lambda b, h, w, t: (b, h, w, t, 0))
+        """A step's rows of [batch, heads, windows, query_tokens, dim]."""
+        return pl.BlockSpec((None, None, None, self.step_tokens, self.dim), lambda b, h, w, s: (b, h, w, s, 0))
 
     def partial_shape(self, dtype) -> jax.ShapeDtypeStruct:
         """Results of all windows."""
@@ -184,11 +197,11 @@ class Plan:
 
     def row_spec(self) -> pl.BlockSpec:
         """One number a query, [batch, heads, windows, 1, query_tokens]."""
-        return pl.BlockSpec((None, None, None, 1, self.tile_tokens), lambda b, h, w, t: (b, h, w, 0, t))
+        return pl.BlockSpec((None, None, None, 1, self.step_tokens), lambda b, h, w, s: (b, h, w, 0, s))
 
     def row_spec_of_row(self) -> pl.BlockSpec:
         """One number a query that all windows share, [batch, heads, 1, 1, query_tokens]."""
-        return pl.BlockSpec((None, None, None, 1, self.tile_tokens), lambda b, h, w, t: (b, h, 0, 0, t))
+        return pl.BlockSpec((None, None, None, 1, self.step_tokens), lambda b, h, w, s: (b, h, 0, 0, s))
 
     def row_shape(self) -> jax.ShapeDtypeStruct:
         """Numbers of all windows."""
@@ -205,19 +218,23 @@ def pallas_call(
     out_specs,
     out_shape,
     products: int,
+    keys_read: int | None = None,
     scratch=(),
 ) -> Callable:
     """A Pallas call over the plan's grid, lists first; on anything but a TPU it is interpreted, which only tests want.
 
-    With an estimate the kernel reads no lists.
+    With an estimate the kernel reads no lists. `products` is matrix products a visit, `keys_read` how many keys and
+    values a head reads if not its windows.
     """
     kernel = functools.partial(kernel, plan=plan, estimate=estimate)
     if estimate is not None:
         kernel, in_specs = functools.partial(kernel, None), in_specs[1:]
     listed = (plan.slots - schedule.HEADER) * plan.block
-    pairs = plan.batch * plan.heads * plan.windows * plan.query_tokens * listed
+    heads = plan.batch * plan.heads
+    pairs = heads * plan.windows * plan.query_tokens * listed
+    keys = keys_read or plan.windows * plan.window_tokens
     options: dict[str, Any] = dict(
-        grid=(plan.batch, plan.heads, plan.windows, plan.tiles),
+        grid=(plan.batch, plan.heads, plan.windows, plan.tiles // plan.step),
         in_specs=in_specs,
         out_specs=out_specs,
         out_shape=out_shape,
@@ -225,7 +242,7 @@ def pallas_call(
         cost_estimate=pl.CostEstimate(
             flops=2 * products * pairs * plan.dim,
             transcendentals=pairs,
-            bytes_accessed=2 * plan.batch * plan.heads * (plan.key_blocks * plan.block) * plan.dim * 2,
+            bytes_accessed=2 * heads * plan.dim * jnp.dtype(plan.dtype).itemsize * (plan.query_tokens + keys),
         ),
     )
     order = ("parallel", "parallel", "arbitrary", "arbitrary")
@@ -299,11 +316,21 @@ def shares(lse: jax.Array, total: jax.Array) -> jax.Array:
 # Inside a kernel.
 
 
-def schedule_of(plan: Plan, list_ref, estimate: Estimate | None) -> schedule.Schedule:
-    """The walk of this tile."""
+def each_tile(plan: Plan, visit: Callable[[jax.Array, Any], None], estimate: Estimate | None) -> None:
+    """Calls `visit` with the number of each tile of this step, and the slice of its queries in the step."""
+
+    def one(tile, _):
+        visit(tile, pl.ds(pl.multiple_of(tile * plan.tile_tokens, plan.tile_tokens), plan.tile_tokens))
+
+    # The compiler's estimator fails on some loops within loops.
+    jax.lax.fori_loop(0, plan.step, one, None, unroll=estimate is not None)
+
+
+def schedule_of(plan: Plan, list_ref, tile: jax.Array, estimate: Estimate | None) -> schedule.Schedule:
+    """The walk of a tile of this step."""
     if estimate is None:
-        return schedule.Listed(list_ref)
-    tile = pl.program_id(3)
+        return schedule.Listed(list_ref, tile)
+    tile += pl.program_id(3) * plan.step
     return schedule.Arithmetic(tile, estimate.whole, estimate.masked, plan.window_blocks, plan.tile, plan.block)
 
 
@@ -365,9 +392,9 @@ def tail_slices(plan: Plan) -> list[slice]:
     return [slice(first, min(first + step, plan.tail_rows)) for first in range(0, plan.tail_rows, step)]
 
 
-def tail_weight(ref, rows: slice, plan: Plan) -> jax.Array:
+def tail_weight(ref, tile: jax.Array, rows: slice, plan: Plan) -> jax.Array:
     """Weights of pseudo-tokens for every query of a tile, float32 [rows, queries]."""
-    by_block = ref[:, rows].T  # [rows, tile]
+    by_block = ref[tile, :, rows].T  # [rows, tile]
     parts = [jnp.broadcast_to(by_block[:, i : i + 1], (by_block.shape[0], plan.block)) for i in range(plan.tile)]
     return jnp.concatenate(parts, axis=1)
 

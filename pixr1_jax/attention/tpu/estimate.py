@@ -26,10 +26,11 @@ def build(
     masked: int = 0,
     block: int = 128,
     dim: int = 128,
+    heads: int = 1,
     tail: bool = False,
     dtype=jnp.bfloat16,
 ):
-    """A kernel of one head and the shapes it takes.
+    """A kernel of one row and the shapes it takes.
 
     Args:
       variant: One of `VARIANTS`; "tangent" has all keys moving, "tangent_still" none of those listed.
@@ -39,6 +40,7 @@ def build(
       masked: Key blocks that each tile reads with a mask besides.
       block: Tokens in a block.
       dim: Head dimension.
+      heads: Heads.
       tail: Whether all key blocks also enter as pseudo-tokens.
       dtype: Of queries, keys and values.
 
@@ -54,12 +56,12 @@ def build(
             f"{schedule.GROUP}, and listed and masked blocks at most {key_blocks}"
         )
     shape: Any = jax.ShapeDtypeStruct
-    q = shape((1, 1, query_blocks * block, dim), dtype)
-    k = shape((1, 1, key_blocks * block, dim), dtype)
+    q = shape((1, heads, query_blocks * block, dim), dtype)
+    k = shape((1, heads, key_blocks * block, dim), dtype)
     row = shape((1, 1, query_blocks // tile), jnp.int32)
     entries = shape((*row.shape, max(listed + masked, schedule.GROUP)), jnp.int32)
     lists = BlockLists(entries, entries, row, row, tile)
-    pooled = shape((1, 1, key_blocks, dim), dtype)
+    pooled = shape((1, heads, key_blocks, dim), dtype)
     pseudo = Tail(pooled, pooled, shape((1, 1, query_blocks, key_blocks), jnp.float32)) if tail else None
     size = jnp.dtype(dtype).itemsize
     bytes_a_value = {"backward": 2 * size + 8, "tangent": 8 * size, "forward_streamed": 0}.get(variant, 4 * size)
@@ -76,11 +78,11 @@ def build(
     # Of several windows each is visited by every tile, which finds its share of the listed blocks there.
     steps = schedule.GROUP
     visits = Estimate(-(-listed // (plan.windows * steps)) * steps, masked)
-    keys = shape((1, 1, plan.windows * plan.window_tokens, dim), dtype)
+    keys = shape((1, heads, plan.windows * plan.window_tokens, dim), dtype)
     pooled = plan.pooled_shape(dtype)
     weight = shape((1, 1, plan.tiles, plan.windows, plan.tile, plan.tail_rows), jnp.float32)
     tails = (pooled, pooled, weight) if tail else ()
-    number = shape((1, 1, 1, 1, q.shape[2]), jnp.float32)
+    number = shape((1, heads, 1, 1, q.shape[2]), jnp.float32)
     match variant:
         case "forward" | "forward_online":
             return lambda *x: forward.call(plan, [None, *x], visits), (q, keys, keys, *tails)
@@ -90,6 +92,6 @@ def build(
             return lambda *x: backward.call(plan, [None, *x], visits), (q, q, number, number, keys, keys, *tails)
         case _:
             still = 0 if variant == "tangent" else max(plan.window_blocks - schedule.GROUP, 0)
-            moving = shape((1, 1, keys.shape[2] - tangent.first_held(plan, still) * block, dim), dtype)
+            moving = shape((1, heads, keys.shape[2] - tangent.first_held(plan, still) * block, dim), dtype)
             moves = (q, moving, moving, *((pooled, pooled) if tail else ()))
             return lambda *x: tangent.call(plan, [None, *x], still, visits), (q, keys, keys, *tails, *moves)

@@ -12,6 +12,8 @@ from pixr1_jax.attention.tpu import common, schedule, softmax, streamed
 from pixr1_jax.attention.tpu.common import Plan
 
 WIDE = 16
+# A block fetched by a tile of its own costs about this much more than its share of a window that all tiles read.
+_STREAMED = 2
 
 
 def forward(
@@ -45,7 +47,7 @@ def forward(
     """
     sizes = {"block": block, "scale": scale, "max_logit": max_logit}
     tiles, most = lists.indices.shape[2:]
-    if tiles * most < key_valid.shape[1]:
+    if _STREAMED * tiles * most < key_valid.shape[1]:
         plan = Plan.of(q, k, lists, tail, bytes_a_value=0, **sizes)
         kernel = streamed.call
     else:
@@ -72,18 +74,21 @@ def call(plan: Plan, operands: Sequence[Any], estimate: common.Estimate | None =
 
 def _kernel(list_ref, q_ref, k_ref, v_ref, *refs, plan: Plan, estimate: common.Estimate | None):
     *tail_refs, out_ref, lse_ref = refs
-    add = functools.partial(softmax.add, plan, q_ref[...])
 
-    def visit(carry, entries, masked):
-        k, v = (common.fetch(ref, entries, plan.block) for ref in (k_ref, v_ref))
-        mask = None
-        if masked:
-            k, v = (common.clear_padding(x, entries, plan.block) for x in (k, v))
-            mask = common.mask(entries, plan)
-        return add(carry, k, v, mask)
+    def attend(tile, here):
+        add = functools.partial(softmax.add, plan, q_ref[here, :])
 
-    carry = softmax.add_tail(plan, add, softmax.empty(plan), tail_refs)
-    carry = schedule.walk(common.schedule_of(plan, list_ref, estimate), carry, visit, WIDE)
-    out, lse = softmax.finish(plan, carry)
-    out_ref[...] = out.astype(out_ref.dtype)
-    lse_ref[...] = lse
+        def visit(carry, entries, masked):
+            k, v = (common.fetch(ref, entries, plan.block) for ref in (k_ref, v_ref))
+            mask = None
+            if masked:
+                k, v = (common.clear_padding(x, entries, plan.block) for x in (k, v))
+                mask = common.mask(entries, plan)
+            return add(carry, k, v, mask)
+
+        carry = softmax.add_tail(plan, add, softmax.empty(plan), tail_refs, tile)
+        carry = schedule.walk(common.schedule_of(plan, list_ref, tile, estimate), carry, visit, WIDE)
+        out, lse_ref[:, here] = softmax.finish(plan, carry)
+        out_ref[here, :] = out.astype(out_ref.dtype)
+
+    common.each_tile(plan, attend, estimate)

@@ -83,17 +83,23 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True)
 class Listed:
-    """A schedule read from the packed list of a tile, in scalar memory."""
+    """A schedule read from the packed list of a tile, in scalar memory.
+
+    Attributes:
+      ref: The lists of a step, [tiles, 1, slots].
+      tile: Which of them.
+    """
 
     ref: jax.Ref
+    tile: jax.Array
 
     def counts(self) -> tuple[jax.Array, jax.Array]:
         """Entries that need no mask, and all entries."""
-        return self.ref[0, 0], self.ref[0, 1]
+        return self.ref[self.tile, 0, 0], self.ref[self.tile, 0, 1]
 
     def entry(self, place: jax.Array) -> Entry:
         """The entry at a place of the list; beyond its end it is read by no query block."""
-        packed = self.ref[0, HEADER + place]
+        packed = self.ref[self.tile, 0, HEADER + place]
         return Entry(packed & 0xFFFF, (packed >> 16) & 0xFF, ((packed >> 24) & 0xFF) + 1)
 
 

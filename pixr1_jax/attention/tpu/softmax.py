@@ -40,13 +40,13 @@ def add(plan: Plan, q: jax.Array, carry: Carry, k: jax.Array, v: jax.Array, weig
     return (out, total, *peak)
 
 
-def add_tail(plan: Plan, add: Callable, carry: Carry, refs) -> Carry:
+def add_tail(plan: Plan, add: Callable, carry: Carry, refs, tile: jax.Array) -> Carry:
     """Adds the pseudo-tokens of a window, if there are any: references to their keys, values and weights."""
     if not refs:
         return carry
     key_ref, value_ref, weight_ref = refs
     for rows in common.tail_slices(plan):
-        carry = add(carry, key_ref[rows, :], value_ref[rows, :], common.tail_weight(weight_ref, rows, plan))
+        carry = add(carry, key_ref[rows, :], value_ref[rows, :], common.tail_weight(weight_ref, tile, rows, plan))
     return carry
 
 

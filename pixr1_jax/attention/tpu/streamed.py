@@ -14,7 +14,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from pixr1_jax.attention.tpu import common, softmax
 from pixr1_jax.attention.tpu.common import Plan
-from pixr1_jax.attention.tpu.schedule import GROUP, Schedule
+from pixr1_jax.attention.tpu.schedule import GROUP, HEADER, Schedule
 
 
 def call(plan: Plan, operands: Sequence[Any], estimate: common.Estimate | None = None):
@@ -29,61 +29,66 @@ def call(plan: Plan, operands: Sequence[Any], estimate: common.Estimate | None =
         out_specs=[plan.partial_spec(), plan.row_spec()],
         out_shape=[plan.partial_shape(plan.dtype), plan.row_shape()],
         products=2,
+        keys_read=plan.tiles * (plan.slots - HEADER) * plan.block,
         scratch=(group, group, pltpu.SemaphoreType.DMA((2, 2))),
     )(*operands)
 
 
 def _kernel(list_ref, q_ref, k_ref, v_ref, *refs, plan: Plan, estimate: common.Estimate | None):
     *tail_refs, out_ref, lse_ref, key_buffer, value_buffer, arrived = refs
-    steps = common.schedule_of(plan, list_ref, estimate)
-    whole, count = steps.counts()
-    groups = (count + GROUP - 1) // GROUP
     pairs = ((k_ref, key_buffer), (v_ref, value_buffer))
     # Read here: a condition's branch may not ask where the grid stands.
     row = (pl.program_id(0), pl.program_id(1))
 
-    def copies(group, slot):
-        """Keys and values of a group, to one half of the buffers."""
-        for i, entry in enumerate(_entries(steps, group)):
+    def start(entries, slot):
+        """Begins to copy keys and values of a group, to one half of the buffers."""
+        for i, entry in enumerate(entries):
             here = pl.ds(i * plan.block, plan.block)
             for which, (source, buffer) in enumerate(pairs):
                 rows = source.at[(*row, common.block_rows(entry.index, plan.block))]
-                yield pltpu.make_async_copy(rows, buffer.at[slot, here], arrived.at[slot, which])
+                pltpu.make_async_copy(rows, buffer.at[slot, here], arrived.at[slot, which]).start()
 
-    def start(group):
-        for copy in copies(group, group % 2):
-            copy.start()
+    def wait(slot):
+        """Until both halves are filled: a semaphore counts bytes, whatever copies they came with."""
+        for which, (_, buffer) in enumerate(pairs):
+            pltpu.make_async_copy(buffer.at[slot], buffer.at[slot], arrived.at[slot, which]).wait()
 
-    def visit(group, carry):
-        @pl.when(group + 1 < groups)
+    def attend(tile, here):
+        steps = common.schedule_of(plan, list_ref, tile, estimate)
+        whole, count = steps.counts()
+        groups = (count + GROUP - 1) // GROUP
+        add = functools.partial(softmax.add, plan, q_ref[here, :])
+
+        @pl.when(groups > 0)
         def _():
-            start(group + 1)
+            start(_entries(steps, 0), 0)
 
-        slot = group % 2
-        for copy in copies(group, slot):
-            copy.wait()
-        k, v = key_buffer[slot], value_buffer[slot]
-        entries = _entries(steps, group)
+        def visit(group, carry):
+            slot = group % 2
 
-        def masked(carry):
-            clean_k, clean_v = (common.clear_padding(x, entries, plan.block) for x in (k, v))
-            return add(carry, clean_k, clean_v, common.mask(entries, plan))
+            @pl.when(group + 1 < groups)
+            def _():
+                start(_entries(steps, group + 1), 1 - slot)
 
-        unmasked = lambda carry: add(carry, k, v, None)
-        if estimate is not None:
-            return unmasked(carry) if estimate.masked == 0 else masked(carry)
-        return jax.lax.cond((group + 1) * GROUP <= whole, unmasked, masked, carry)
+            wait(slot)
+            k, v = key_buffer[slot], value_buffer[slot]
+            entries = _entries(steps, group)
 
-    @pl.when(groups > 0)
-    def _():
-        start(0)
+            def masked(carry):
+                clean_k, clean_v = (common.clear_padding(x, entries, plan.block) for x in (k, v))
+                return add(carry, clean_k, clean_v, common.mask(entries, plan))
 
-    add = functools.partial(softmax.add, plan, q_ref[...])
-    carry = softmax.add_tail(plan, add, softmax.empty(plan), tail_refs)
-    carry = jax.lax.fori_loop(0, groups, visit, carry)
-    out, lse = softmax.finish(plan, carry)
-    out_ref[...] = out.astype(out_ref.dtype)
-    lse_ref[...] = lse
+            unmasked = lambda carry: add(carry, k, v, None)
+            if estimate is not None:
+                return unmasked(carry) if estimate.masked == 0 else masked(carry)
+            return jax.lax.cond((group + 1) * GROUP <= whole, unmasked, masked, carry)
+
+        carry = softmax.add_tail(plan, add, softmax.empty(plan), tail_refs, tile)
+        carry = jax.lax.fori_loop(0, groups, visit, carry)
+        out, lse_ref[:, here] = softmax.finish(plan, carry)
+        out_ref[here, :] = out.astype(out_ref.dtype)
+
+    common.each_tile(plan, attend, estimate)
 
 
 def _entries(steps: Schedule, group):

@@ -111,58 +111,64 @@ def _kernel(list_ref, q_ref, k_ref, v_ref, *refs, plan: Plan, still: int, estima
     tail_refs, refs = (refs[:3], refs[3:]) if plan.tail_rows else ((), refs)
     dq_ref, dk_ref, dv_ref, *refs = refs
     d_tail_refs, (out_ref, d_out_ref, lse_ref, d_lse_ref) = refs[:-4], refs[-4:]
-    steps = common.schedule_of(plan, list_ref, estimate)
-    add = functools.partial(_add, plan, q_ref[...], dq_ref[...])
     first, all_move = first_held(plan, still), still == 0
     # Counted from the window's first block.
     moving_from = still - pl.program_id(2) * plan.window_blocks if plan.windows > 1 else still
 
-    def moved(carry, entries, k, v, mask):
-        dk, dv = (common.fetch(ref, entries, plan.block, first) for ref in (dk_ref, dv_ref))
-        if mask is not None or not all_move:
-            # Entries that nobody reads name block 0, which may hold anything.
-            moving = [jnp.where((entry.seen > 0) & (entry.index >= moving_from), entry.valid, 0) for entry in entries]
-            dk, dv = (common.keep_rows(x, moving, plan.block) for x in (dk, dv))
-        return add(carry, k, v, dk, dv, mask)
+    def attend(tile, here):
+        add = functools.partial(_add, plan, q_ref[here, :], dq_ref[here, :])
 
-    def visit(carry, entries, masked):
-        k, v = (common.fetch(ref, entries, plan.block) for ref in (k_ref, v_ref))
-        mask = None
-        if masked:
-            k, v = (common.clear_padding(x, entries, plan.block) for x in (k, v))
-            mask = common.mask(entries, plan)
-        if all_move:
-            return moved(carry, entries, k, v, mask)
-        if estimate is not None:
-            return add(carry, k, v, None, None, mask)
-        last = functools.reduce(jnp.maximum, [entry.index for entry in entries])
-        return jax.lax.cond(
-            last >= moving_from,
-            lambda carry: moved(carry, entries, k, v, mask),
-            lambda carry: add(carry, k, v, None, None, mask),
-            carry,
-        )
+        def moved(carry, entries, k, v, mask):
+            dk, dv = (common.fetch(ref, entries, plan.block, first) for ref in (dk_ref, dv_ref))
+            if mask is not None or not all_move:
+                # Entries that nobody reads name block 0, which may hold anything.
+                counts = [
+                    jnp.where((entry.seen > 0) & (entry.index >= moving_from), entry.valid, 0) for entry in entries
+                ]
+                dk, dv = (common.keep_rows(x, counts, plan.block) for x in (dk, dv))
+            return add(carry, k, v, dk, dv, mask)
 
-    queries = plan.tile_tokens
-    wide, narrow = jnp.zeros((plan.dim, queries), jnp.float32), jnp.zeros((8, queries), jnp.float32)
-    carry = (wide, narrow, wide, narrow)
-    if plan.online:
-        carry = (*carry, jnp.full((1, queries), common.LOWEST, jnp.float32))
-    if tail_refs:
-        key_ref, value_ref, weight_ref = tail_refs
-        for rows in common.tail_slices(plan):
-            k, v, dk, dv = (ref[rows, :] for ref in (key_ref, value_ref, *d_tail_refs))
-            carry = add(carry, k, v, dk, dv, common.tail_weight(weight_ref, rows, plan))
-    out, total, d_out, d_total, *peak = schedule.walk(steps, carry, visit, WIDE)
+        def visit(carry, entries, masked):
+            k, v = (common.fetch(ref, entries, plan.block) for ref in (k_ref, v_ref))
+            mask = None
+            if masked:
+                k, v = (common.clear_padding(x, entries, plan.block) for x in (k, v))
+                mask = common.mask(entries, plan)
+            if all_move:
+                return moved(carry, entries, k, v, mask)
+            if estimate is not None:
+                return add(carry, k, v, None, None, mask)
+            last = functools.reduce(jnp.maximum, [entry.index for entry in entries])
+            return jax.lax.cond(
+                last >= moving_from,
+                lambda carry: moved(carry, entries, k, v, mask),
+                lambda carry: add(carry, k, v, None, None, mask),
+                carry,
+            )
 
-    total, d_total = (x.sum(axis=0, keepdims=True) for x in (total, d_total))
-    inverse = jnp.where(total > 0, 1.0 / total, 0.0)
-    out, d_lse = out * inverse, d_total * inverse
-    out_ref[...] = out.T.astype(out_ref.dtype)
-    d_out_ref[...] = (d_out * inverse - out * d_lse).T.astype(d_out_ref.dtype)
-    lse = jnp.log(total)
-    lse_ref[...] = lse + common.LN2 * peak[0] if plan.online else lse
-    d_lse_ref[...] = d_lse
+        queries = plan.tile_tokens
+        wide, narrow = jnp.zeros((plan.dim, queries), jnp.float32), jnp.zeros((8, queries), jnp.float32)
+        carry = (wide, narrow, wide, narrow)
+        if plan.online:
+            carry = (*carry, jnp.full((1, queries), common.LOWEST, jnp.float32))
+        if tail_refs:
+            key_ref, value_ref, weight_ref = tail_refs
+            for rows in common.tail_slices(plan):
+                k, v, dk, dv = (ref[rows, :] for ref in (key_ref, value_ref, *d_tail_refs))
+                carry = add(carry, k, v, dk, dv, common.tail_weight(weight_ref, tile, rows, plan))
+        steps = common.schedule_of(plan, list_ref, tile, estimate)
+        out, total, d_out, d_total, *peak = schedule.walk(steps, carry, visit, WIDE)
+
+        total, d_total = (x.sum(axis=0, keepdims=True) for x in (total, d_total))
+        inverse = jnp.where(total > 0, 1.0 / total, 0.0)
+        out, d_lse = out * inverse, d_total * inverse
+        out_ref[here, :] = out.T.astype(out_ref.dtype)
+        d_out_ref[here, :] = (d_out * inverse - out * d_lse).T.astype(d_out_ref.dtype)
+        lse = jnp.log(total)
+        lse_ref[:, here] = lse + common.LN2 * peak[0] if plan.online else lse
+        d_lse_ref[:, here] = d_lse
+
+    common.each_tile(plan, attend, estimate)
 
 
 def first_held(plan: Plan, still: int) -> int:

@@ -1,0 +1,40 @@
+"""The few facts about a TPU generation that turn cycles and bytes into time."""
+
+import dataclasses
+from collections.abc import Mapping
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One TPU generation, its figures for a whole chip.
+
+    Attributes:
+      topology: The smallest topology that libtpu knows by name.
+      peak: bf16 operations per second.
+      clock: Cycles per second. Not published for every generation: taken as the peak over what its matrix units do in
+        a cycle, which is how the compiler's estimates of large products come out just below the peak.
+      bandwidth: HBM bytes per second.
+      cores: TensorCores. A program has all of them: the parallel dimensions of a kernel's grid, also the one that
+        `vmap` adds, are shared out, and the compiler's estimate is one core's share.
+      device_kinds: How JAX names such a device.
+    """
+
+    topology: str
+    peak: float
+    clock: float
+    bandwidth: float
+    cores: int
+    device_kinds: tuple[str, ...]
+
+    @property
+    def flops_per_cycle(self) -> float:
+        """Peak bf16 operations in a cycle."""
+        return self.peak / self.clock
+
+
+# Peak, bandwidth and cores: docs.cloud.google.com/tpu/docs, the pages v5e, v5p and v6e.
+CHIPS: Mapping[str, Chip] = {
+    "v5e": Chip("v5e:2x2", 197e12, 1.50e9, 819e9, 1, ("TPU v5 lite", "TPU v5e")),
+    "v5p": Chip("v5p:2x2x1", 459e12, 1.75e9, 2765e9, 2, ("TPU v5", "TPU v5p")),
+    "v6e": Chip("v6e:2x2", 918e12, 1.75e9, 1640e9, 1, ("TPU v6 lite", "TPU v6e")),
+}

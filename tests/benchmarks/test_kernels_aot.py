@@ -1,0 +1,74 @@
+"""The TPU kernels under the TPU compiler: they compile as shipped, and are no slower than the checked-in estimates."""
+
+import importlib.util
+import json
+import pathlib
+
+import jax
+import pytest
+
+from pixr1_jax.attention import api
+from pixr1_jax.benchmarks import aot, estimates
+from pixr1_jax.benchmarks.chips import CHIPS
+
+RESULTS = pathlib.Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "kernels-aot.json"
+RENEW = "pixr1 bench kernels --aot=v5e,v5p,v6e --out=benchmarks/results"
+TOLERANCE = 0.03
+
+pytestmark = [
+    pytest.mark.skipif(aot.libtpu_version() is None, reason="libtpu is not installed (extra tpu)"),
+    pytest.mark.skipif(importlib.util.find_spec("pixr1_jax.attention.tpu") is None, reason="no TPU kernels yet"),
+]
+
+# Few and short: every pass on every chip, and the wide head where its matrix unit is widest.
+GATED = [(chip, variant, 128) for chip in CHIPS for variant in ("forward", "backward", "tangent")]
+GATED.append(("v6e", "forward", 256))
+
+# Every kernel that a shipped config uses: pass, head dimension, query tokens, key tokens, bound on the lists.
+SHIPPED = [
+    (variant, dim, 1536, 8192, 32)
+    for variant in ("forward", "backward", "tangent", "tangent_still")
+    for dim in (64, 128, 256)
+]
+
+
+@pytest.fixture(scope="module")
+def compiler():
+    with aot.Compiler(timeout=120) as compiler:
+        yield compiler
+
+
+@pytest.fixture(scope="module")
+def checked_in():
+    assert RESULTS.exists(), f"{RESULTS} is missing; make it: {RENEW}"
+    table = json.loads(RESULTS.read_text())
+    have = {"libtpu": aot.libtpu_version(), "jax": jax.__version__}
+    if any(table[name] != version for name, version in have.items()):
+        pytest.skip(f"the estimates are of jax {table['jax']} and libtpu {table['libtpu']}; here are {have}")
+    return table
+
+
+@pytest.mark.parametrize(("chip", "variant", "dim"), GATED)
+def test_no_slower_than_checked_in(compiler, checked_in, chip, variant, dim):
+    key = {"chip": chip, "kernel": "ours", "shape": "streaming", "variant": variant, "dim": dim}
+    key |= {"density": min(estimates.DENSITIES), "tail": False}
+    (old,) = [row for row in checked_in["rows"] if key.items() <= row.items()]
+    new = estimates.estimate(compiler, {**key, "queries": old["queries"], "keys": old["keys"]})
+    assert "error" not in new, new["error"]
+    assert "us" in old, f"the checked-in row has no figure: {old['error']}"
+    for name, change in (
+        ("us", new["us"] / old["us"] - 1),
+        ("marginal_mxu_percent", old["marginal_mxu_percent"] / new["marginal_mxu_percent"] - 1),
+    ):
+        facts = f"{name} was {old[name]}, is {new[name]}"
+        assert change <= TOLERANCE, f"slower by {change:.1%}: {facts}"
+        assert change >= -TOLERANCE, f"faster by {-change:.1%}: {facts}; renew the file: {RENEW}"
+
+
+@pytest.mark.skipif("pallas_tpu" not in api.IMPLEMENTATIONS, reason="attend has no pallas_tpu yet")
+@pytest.mark.parametrize("chip", CHIPS)
+@pytest.mark.parametrize(("variant", "dim", "queries", "keys", "listed"), SHIPPED)
+def test_compiles_as_shipped(compiler, chip, variant, dim, queries, keys, listed):
+    sizes = {"variant": variant, "dim": dim, "queries": queries, "keys": keys, "listed": listed}
+    build = "pixr1_jax.benchmarks.cases:attend"
+    assert compiler.check(chip, build, {"implementation": "pallas_tpu", **sizes}) >= 0
