@@ -60,7 +60,10 @@ def get_config(variant: str = "") -> ConfigDict:
     config.model.context_time = 0.0
     config.model.max_context_time = 0.15
     config.model.dtype = "float32"
-    config.model.attention = "gather"
+    config.model.attention = ConfigDict()
+    config.model.attention.implementation = "gather"
+    config.model.attention.tile = 1
+    config.model.attention.budget = None
 
     # A row holds two windows of 256x144, or three of 160x120.
     config.pack = ConfigDict()

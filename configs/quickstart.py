@@ -3,14 +3,15 @@
     ./quickstart                                   # this config, end to end
     pixr1 quickstart --config=configs/quickstart.py:smoke --workdir=/tmp/smoke
 
-`smoke` is the same way in about two minutes, too short to learn anything.
+`smoke` is the same way in about two minutes, too short to learn anything. `sparse` reads half of what may be chosen in
+full (docs/benchmarks.md, Adaptive selection).
 """
 
 from ml_collections import ConfigDict
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """Returns the config; `variant` is "" or "smoke"."""
+    """Returns the config; `variant` is "", "smoke" or "sparse"."""
     config = ConfigDict()
     config.seed = 0
 
@@ -59,7 +60,10 @@ def get_config(variant: str = "") -> ConfigDict:
     config.model.context_time = 0.0
     config.model.max_context_time = 0.15
     config.model.dtype = "float32"
-    config.model.attention = "reference"
+    config.model.attention = ConfigDict()
+    config.model.attention.implementation = "reference"
+    config.model.attention.tile = 1
+    config.model.attention.budget = None
 
     config.pack = ConfigDict()
     config.pack.window_chunks = 8
@@ -109,8 +113,15 @@ def get_config(variant: str = "") -> ConfigDict:
 
     if variant == "smoke":
         _smoke(config)
+    elif variant == "sparse":
+        config.model.attention.budget = ConfigDict()
+        config.model.attention.budget.clean = (7,)
+        config.model.attention.budget.noisy = (7,)
+        config.model.attention.budget.early = ()
+        config.model.attention.budget.group = 1
+        config.model.attention.budget.ramp_steps = 400
     elif variant:
-        raise ValueError(f"configs/quickstart.py has no variant {variant!r}; use 'smoke' or none")
+        raise ValueError(f"configs/quickstart.py has no variant {variant!r}; use 'smoke', 'sparse' or none")
     return config
 
 

@@ -39,15 +39,24 @@ def quick_compile():
     jax.config.update("jax_disable_most_optimizations", False)
 
 
-@pytest.fixture(scope="session")
-def tiny_artifact(tiny, tmp_path_factory):
-    """An exported artifact: (stream, model, directory, manifest)."""
+def _export(tiny, directory: pathlib.Path, config, steps: tuple[int, ...]):
     from pixr1_jax.engine.export import export
     from pixr1_jax.engine.step import Stream
 
-    config = tiny.config()
     stream, model = Stream(config, tiny.HEIGHT, tiny.WIDTH), tiny.model(config)
-    directory = tmp_path_factory.mktemp("export") / "artifact"
     facts = {"frame_rate": "10/1", "sample_rate": 100, "action_names": ["left", "right"]}
-    manifest = export(stream, model, directory, steps=(1, 2, 4), platforms=("cpu",), facts=facts)
+    manifest = export(stream, model, directory, steps=steps, platforms=("cpu",), facts=facts)
     return stream, model, directory, manifest
+
+
+@pytest.fixture(scope="session")
+def tiny_artifact(tiny, tmp_path_factory):
+    """An exported artifact: (stream, model, directory, manifest)."""
+    return _export(tiny, tmp_path_factory.mktemp("export") / "artifact", tiny.config(), (1, 2, 4))
+
+
+@pytest.fixture(scope="session")
+def sparse_artifact(tiny, tmp_path_factory):
+    """As `tiny_artifact`, of a model with a budget that reads by `gather`."""
+    config = tiny.config(attention=tiny.attention("gather", 2, clean=(1,), noisy=(2,), group=2))
+    return _export(tiny, tmp_path_factory.mktemp("export") / "artifact", config, (2,))

@@ -31,10 +31,13 @@ CHUNKS, SWITCH = 7, 4  # chunks of the long clip, and the one at which its text 
 TEXTS = {0: "day", SWITCH: "night"}
 
 
-@pytest.fixture(scope="module")
-def setting(tiny):
+SPARSE = {"clean": (1, 2), "noisy": (1,), "early": (1,), "group": 2}
+
+
+@pytest.fixture(scope="module", params=["dense", "sparse"])
+def setting(tiny, request):
     """Window 2, one sink: by the last of seven chunks the ring has turned over and the bank holds three."""
-    config = tiny.config()
+    config = tiny.config(attention=tiny.attention(**(SPARSE if request.param == "sparse" else {})))
     spec = config.tokens
     long = tiny.window(spec, CHUNKS, events=tuple((2 * chunk, text) for chunk, text in TEXTS.items()))
     short = tiny.window(spec, 3, seed=1, height=7, width=5, events=((2, "fog"),))
@@ -195,6 +198,26 @@ def test_context_then_noisy_half_is_the_whole_row(setting, run_predict):
             np.testing.assert_allclose(new[place], old[place], atol=2e-5)
 
 
+def test_a_budget_of_all_blocks_is_dense_attention_and_a_small_one_is_not(tiny, setting, run_predict):
+    config, model, batch, room, clean, noisy = setting
+    rows, chunks = batch["chunk_sample"].shape
+    cells, drop = cells_at(config, rows, chunks), np.zeros((rows, chunks), bool)
+
+    def run(attention):
+        sizes = dataclasses.replace(config, attention=attention)
+        call = lambda *x: predict(model, sizes, batch, *x, cells, drop, max_keys=room.blocks)
+        return by_chunk(config, batch, jax.tree.map(np.asarray, jax.jit(call)(clean, noisy)))
+
+    dense, everything = (
+        run(tiny.attention("reference", 3, **budget)) for budget in ({}, {"clean": (99,), "noisy": (99,)})
+    )
+    own = by_chunk(config, batch, run_predict(batch, clean, noisy))
+    for place, expected in dense.items():
+        np.testing.assert_allclose(everything[place], expected, atol=2e-5)
+    apart = max(np.abs(own[place] - expected).max() for place, expected in dense.items())
+    assert apart < 2e-5 if config.attention.budget is None else apart > 1e-3
+
+
 class Played:
     """A stream with jitted calls; its noise, where the state has some, is the given one."""
 
@@ -278,9 +301,10 @@ def test_of_chunks_beyond_the_window_only_memory_is_read(setting):
         assert np.abs(last_chunk(memories & (blocks.chunk == chunk)) - base).max() > 1e-4
 
 
-def test_a_stream_does_not_know_how_long_it_has_run(tiny, given_noise):
+@pytest.mark.parametrize("budget", [{}, SPARSE], ids=["dense", "sparse"])
+def test_a_stream_does_not_know_how_long_it_has_run(tiny, given_noise, budget):
     """Position shift: with no sinks, the same recent past at a later chunk number gives the same chunk."""
-    config = tiny.config(memory=tiny.policy(sinks=0, bank=3))
+    config = tiny.config(memory=tiny.policy(sinks=0, bank=3), attention=tiny.attention(**budget))
     played = Played(config, tiny.model(config))
     clip = tiny.clip(config.tokens, 14)
     rng = np.random.default_rng(0)
@@ -364,9 +388,11 @@ def test_a_prompt_taken_back_before_the_next_chunk_was_never_there(played):
         np.testing.assert_array_equal(frames, expected)
 
 
-@pytest.mark.parametrize("steps", [1, 2, 4])
-def test_the_exported_program_makes_the_trainers_chunks(tiny, tiny_artifact, steps):
-    stream, model, directory, _ = tiny_artifact
+@pytest.mark.parametrize(
+    ("artifact", "steps"), [("tiny_artifact", 1), ("tiny_artifact", 2), ("tiny_artifact", 4), ("sparse_artifact", 2)]
+)
+def test_the_exported_program_makes_the_trainers_chunks(tiny, request, artifact, steps):
+    stream, model, directory, _ = request.getfixturevalue(artifact)
     played = Played(stream.config, model)
     served = runner.Artifact.load(directory).start(seed=11)
     state = played.start(11)

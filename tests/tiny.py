@@ -14,7 +14,9 @@ from ml_collections import ConfigDict
 from data_pipelines import packing, shards
 from data_pipelines.clip import Clip, TextEvent
 from data_pipelines.packing import RowSpec, TokenSpec, Window
+from pixr1_jax.attention.api import AttentionConfig
 from pixr1_jax.attention.blocks import MemoryPolicy
+from pixr1_jax.attention.select import Budget
 from pixr1_jax.omni.model import Omni, OmniConfig
 
 HEIGHT, WIDTH = 8, 12
@@ -40,6 +42,12 @@ def policy(**changes) -> MemoryPolicy:
     return MemoryPolicy(**({"window": 2, "sinks": 1, "bank": 8, "horizon": 12} | changes))
 
 
+def attention(implementation: str = "reference", tile: int = 1, **budget) -> AttentionConfig:
+    """Dense, or with the fields of a budget that are named; the others leave it at reading nothing by choice."""
+    fields = {"clean": (0,), "noisy": (0,), "early": (), "group": 1, "ramp_steps": 0}
+    return AttentionConfig(implementation, tile, Budget(**(fields | budget)) if budget else None)
+
+
 def config(tokens: TokenSpec | None = None, memory: MemoryPolicy | None = None, **changes) -> OmniConfig:
     fields = {
         "width": 16,
@@ -54,7 +62,7 @@ def config(tokens: TokenSpec | None = None, memory: MemoryPolicy | None = None, 
         "context_time": 0.03,
         "max_context_time": 0.1,
         "dtype": "float32",
-        "attention": "reference",
+        "attention": attention(),
     }
     return OmniConfig(tokens=tokens or token_spec(), memory=memory or policy(), **(fields | changes))
 

@@ -1,17 +1,41 @@
 """One entry to attention: `attend` chooses the implementation."""
 
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
 
 from pixr1_jax.attention import gather, gpu, kernels, reference, tpu
 from pixr1_jax.attention.blocks import BlockLists, Tail
+from pixr1_jax.attention.select import Budget
 
 KERNELS = {"pallas_gpu": gpu.BACKEND, "pallas_tpu": tpu.BACKEND}
 PLAIN = {"reference": reference.attend, "gather": gather.attend}
 IMPLEMENTATIONS = ("auto", *sorted(PLAIN), *sorted(KERNELS))
 # Exponentials of logits within this bound need no shift in float32: sums over a million keys stay finite and exact.
+# The model keeps it, whatever is learnt (see `omni.layers.Layer`).
 MAX_LOGIT = 40.0
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionConfig:
+    """How a model attends.
+
+    Attributes:
+      implementation: One of `IMPLEMENTATIONS`.
+      tile: Query blocks that share a list.
+      budget: How many blocks are read in full; None reads all that are seen.
+    """
+
+    implementation: str
+    tile: int
+    budget: Budget | None
+
+    def __post_init__(self):
+        _check(self.implementation)
+        if not 1 <= self.tile <= 31:  # the bits of an int32
+            raise ValueError(f"attention.tile={self.tile}; use 1 to 31")
 
 
 def attend(
@@ -93,8 +117,7 @@ def resolve(implementation: str, *, block: int, tile: int) -> str:
     Raises:
       ValueError: It is unknown, or does not serve these sizes; the message says what does.
     """
-    if implementation not in IMPLEMENTATIONS:
-        raise ValueError(f"attention implementation {implementation!r} is unknown; use one of {IMPLEMENTATIONS}")
+    _check(implementation)
     backend = jax.default_backend()
     if implementation == "auto":
         kernel = {"tpu": "pallas_tpu", "gpu": "pallas_gpu"}.get(backend, "gather")
@@ -102,3 +125,8 @@ def resolve(implementation: str, *, block: int, tile: int) -> str:
     if implementation in KERNELS and (reason := KERNELS[implementation].unserved(block, tile)):
         raise ValueError(f"attention implementation {implementation!r} {reason}, or use 'gather'")
     return implementation
+
+
+def _check(implementation: str) -> None:
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(f"attention implementation {implementation!r} is unknown; use one of {IMPLEMENTATIONS}")

@@ -49,6 +49,15 @@ class Stream:
         """Places of the cache."""
         return memory.CacheLayout(self.config.tokens, self.config.memory, self.grid)
 
+    @property
+    def _max_keys(self) -> int | None:
+        """The most key blocks that a block reads in full, where there is a budget."""
+        budget, cache = self.config.attention.budget, self.cache
+        if budget is None:
+            return None
+        places = {"chunk": cache.chunk_blocks, "head": cache.head_blocks, "text": cache.text_blocks}
+        return budget.always(self.config.memory, **places) + budget.most
+
     def start(self, seed: jax.Array) -> State:
         """The state of a stream that has made nothing yet; the same seed and inputs give the same stream."""
         spec, count = self.config.tokens, self.grid[0] * self.grid[1]
@@ -244,7 +253,9 @@ class Stream:
         looks, forecast = tokens.look_back(model, config, context, batch)
         x = tokens.embed(model, config, row, batch, signals, looks)
         modulation = tokens.modulation(model, config, row, cells, batch["actions"])
-        features, (key, value) = backbone(model, config, x, modulation, row.position, row.blocks, seen, past)
+        features, (key, value) = backbone(
+            model, config, x, modulation, row.position, row.blocks, seen, past, max_keys=self._max_keys
+        )
         return features, forecast, key, value
 
     def _look_back(self, state: State) -> tuple[Signals, dict[str, jax.Array]]:

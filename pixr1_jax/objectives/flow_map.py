@@ -34,7 +34,8 @@ class FlowMap:
       softening: Squared error of a token beyond which its share in the loss grows no more; a tangent that runs away
         then costs a step little.
       clean_blocks: Blocks of the clean half of a row.
-      max_keys: Static bound on key blocks of a query block.
+      max_keys: Static bound on key blocks that a query block reads in full. The teacher went through the budget's ramp,
+        so the student starts at its end.
     """
 
     model: OmniConfig

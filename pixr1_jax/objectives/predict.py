@@ -24,6 +24,7 @@ def predict(
     drop: jax.Array,
     *,
     max_keys: int,
+    ramp: jax.Array | None = None,
 ) -> Signals:
     """Clean content predicted for the noisy half, from one pass over [clean ; noisy].
 
@@ -35,7 +36,8 @@ def predict(
       noisy: Content of the noisy half at `cells.time`.
       cells: Conditioning.
       drop: bool [batch, chunks], chunks predicted without text and actions.
-      max_keys: Static bound on key blocks of a query block.
+      max_keys: Static bound on key blocks that a query block reads in full.
+      ramp: How far the budget of attention is in force; None for fully.
     """
     layout = Layout.of(batch)
     looks, forecast = tokens.look_back(model, config, context, batch, drop)
@@ -50,6 +52,7 @@ def predict(
         layout.blocks,
         seen,
         max_keys=max_keys,
+        ramp=ramp,
     )
     return tokens.read_out(model, config, features, forecast, batch["video_at"], batch["audio_at"])
 

@@ -24,7 +24,7 @@ class Pretrain:
       time_floor: The weight of an error is 1 / max(t, time_floor)^2.
       audio_weight: Weight of the audio loss beside video's 1.
       clean_blocks: Blocks of the clean half of a row.
-      max_keys: Static bound on key blocks of a query block.
+      max_keys: Static bound on key blocks that a query block reads in full.
     """
 
     model: OmniConfig
@@ -41,8 +41,17 @@ class Pretrain:
         del teacher
         scene = noised(self.model, self.sampling, batch, seed, step)
         cells = Cells(scene.draw.time, scene.draw.time, jnp.ones_like(scene.draw.time[..., 0]), scene.draw.context)
+        budget = self.model.attention.budget
         predicted = predict(
-            params, self.model, batch, scene.context, scene.noisy, cells, scene.draw.drop, max_keys=self.max_keys
+            params,
+            self.model,
+            batch,
+            scene.context,
+            scene.noisy,
+            cells,
+            scene.draw.drop,
+            max_keys=self.max_keys,
+            ramp=None if budget is None else budget.ramp(step),
         )
         error = jax.tree.map(
             lambda p, x, t: jnp.square((p - x) / jnp.maximum(t, self.time_floor)), predicted, scene.clean, scene.time

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from pixr1_jax.attention.api import MAX_LOGIT
+
 nnx.set_graph_mode(False)
 nnx.set_graph_updates(False)
 
@@ -161,9 +163,14 @@ class Layer(nnx.Module):
         self.modulation = nnx.Param(gates.reshape(-1), axes=("embed",))
 
     def qkv_heads(self, x: jax.Array, heads: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Normalised queries and keys, and values: [batch, length, heads, head_dim] each, keys without rotation."""
+        """Normalised queries and keys, and values: [batch, length, heads, head_dim] each, keys without rotation.
+
+        The scales are capped so that no scaled score exceeds `MAX_LOGIT`: kernels need no running maximum then.
+        """
         q, k, v = (y.reshape(*x.shape[:2], heads, -1) for y in jnp.split(dot(x, self.qkv), 3, axis=-1))
-        return rms_norm(q, self.query_scale[...]), rms_norm(k, self.key_scale[...]), v
+        most = np.sqrt(MAX_LOGIT / np.sqrt(q.shape[-1]))
+        cap = lambda scale: jnp.clip(scale[...], -most, most)
+        return rms_norm(q, cap(self.query_scale)), rms_norm(k, cap(self.key_scale)), v
 
     def mlp(self, x: jax.Array) -> jax.Array:
         """SwiGLU."""

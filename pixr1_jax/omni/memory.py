@@ -4,6 +4,9 @@ Blocks of the cache stand in this order: previous text, text in force, sinks, ri
 metadata as blocks of a training row, and the same `visible` decides what is read. Keys are kept without rotation;
 at a read each chunk is placed at its distance from the current one, at most `horizon`, so a stream never leaves the
 trained range.
+
+Where attention has a budget, the means of each block are cached too, made once when a block enters: their keys are
+rotated within the chunk, and time, in which the tokens of a chunk move together, is added at a read.
 """
 
 import dataclasses
@@ -15,6 +18,8 @@ import numpy as np
 from data_pipelines import packing
 from data_pipelines.packing import BlockKind, Role, TokenSpec
 from pixr1_jax.attention.blocks import Blocks, MemoryPolicy
+from pixr1_jax.attention.select import pool
+from pixr1_jax.omni import rope
 from pixr1_jax.omni.model import OmniConfig, Past
 
 
@@ -106,11 +111,16 @@ def empty(config: OmniConfig, layout: CacheLayout) -> dict[str, jax.Array]:
     Returns:
       cache_key, cache_value [layers, tokens, heads, head_dim]; cache_chunk int32 [blocks] (-1 where empty);
       cache_valid int32 [blocks]; cache_until int32 [text blocks], the chunk that ends each text;
-      cache_weight float32 [bank], chunks that a bank block stands for.
+      cache_weight float32 [bank], chunks that a bank block stands for; with a budget, cache_mean_key and
+      cache_mean_value float32 [layers, blocks, heads, head_dim].
     """
     shape = (config.layers, layout.blocks * layout.tokens.block, config.heads, config.head_dim)
     dtype = jnp.dtype(config.dtype)
-    return {
+    means = {}
+    if config.attention.budget is not None:
+        by_block = (config.layers, layout.blocks, config.heads, config.head_dim)
+        means = {name: jnp.zeros(by_block) for name in ("cache_mean_key", "cache_mean_value")}
+    return means | {
         "cache_key": jnp.zeros(shape, dtype),
         "cache_value": jnp.zeros(shape, dtype),
         "cache_chunk": jnp.full(layout.blocks, -1, jnp.int32),
@@ -135,8 +145,31 @@ def past(layout: CacheLayout, cache: dict[str, jax.Array], current: jax.Array) -
     )
     distance = jnp.maximum(cache["cache_chunk"] - current, -layout.memory.horizon).astype(jnp.float32)
     position = jnp.asarray(static["offset"]).at[:, 0].add(jnp.repeat(distance, layout.tokens.block))
-    batched = jax.tree.map(lambda x: x[None], (position, blocks))
-    return Past(cache["cache_key"][:, None], cache["cache_value"][:, None], *batched)
+    position, blocks = jax.tree.map(lambda x: x[None], (position, blocks))
+    means = None
+    if "cache_mean_key" in cache:
+        key = cache["cache_mean_key"]
+        place = jnp.zeros((1, layout.blocks, 3)).at[..., 0].set(distance)
+        means = rope.rotate(key, rope.angles(place, key.shape[-1]))[:, None], cache["cache_mean_value"][:, None]
+    return Past(cache["cache_key"][:, None], cache["cache_value"][:, None], position, blocks, means)
+
+
+def _means(layout: CacheLayout, cache, key: jax.Array, value: jax.Array, position: np.ndarray, valid: jax.Array):
+    """Means of blocks that enter, by their names in the cache; nothing where the cache keeps none.
+
+    Args:
+      layout: Places.
+      cache: The cache.
+      key: [layers, tokens, heads, head_dim]; `value` likewise.
+      value: See `key`.
+      position: float32 [tokens, 3], within the chunk.
+      valid: int32 [tokens / block].
+    """
+    if "cache_mean_key" not in cache:
+        return {}
+    placed = rope.rotate(key.astype(jnp.float32), rope.angles(jnp.asarray(position)[None], key.shape[-1]))
+    mean = lambda x: pool(x, valid[None], layout.tokens.block)
+    return {"cache_mean_key": mean(placed), "cache_mean_value": mean(value)}
 
 
 def write_text(
@@ -164,12 +197,14 @@ def write_text(
         return jnp.concatenate([jnp.where(began, moved, earlier), new, x[2 * size :]]).astype(x.dtype)
 
     tokens = blocks * block
-    by_token = lambda name, new: jnp.moveaxis(
-        shift(jnp.moveaxis(cache[name], 1, 0), jnp.moveaxis(new, 1, 0), tokens), 0, 1
+    by_layer = lambda name, new, size: jnp.moveaxis(
+        shift(jnp.moveaxis(cache[name], 1, 0), jnp.moveaxis(new, 1, 0), size), 0, 1
     )
+    means = _means(layout, cache, key, value, layout.text_arrays()["position"], valid)
     return cache | {
-        "cache_key": by_token("cache_key", key),
-        "cache_value": by_token("cache_value", value),
+        **{name: by_layer(name, new, blocks) for name, new in means.items()},
+        "cache_key": by_layer("cache_key", key, tokens),
+        "cache_value": by_layer("cache_value", value, tokens),
         "cache_chunk": shift(cache["cache_chunk"], jnp.full(blocks, chunk, jnp.int32), blocks),
         "cache_valid": shift(cache["cache_valid"], valid, blocks),
         "cache_until": shift(cache["cache_until"], jnp.full(blocks, packing.FOREVER, jnp.int32), blocks, end=chunk),
@@ -196,9 +231,12 @@ def write_chunk(
 
 def _put(layout: CacheLayout, cache, key, value, place, chunk):
     block = layout.tokens.block
-    full = jnp.asarray(layout.chunk_arrays()["block_valid"])
+    arrays = layout.chunk_arrays()
+    full = jnp.asarray(arrays["block_valid"])
     update = jax.lax.dynamic_update_slice_in_dim
+    means = _means(layout, cache, key, value, arrays["position"], full)
     return cache | {
+        **{name: update(cache[name], new, place, axis=1) for name, new in means.items()},
         "cache_key": update(cache["cache_key"], key, place * block, axis=1),
         "cache_value": update(cache["cache_value"], value, place * block, axis=1),
         "cache_chunk": update(cache["cache_chunk"], jnp.full(layout.chunk_blocks, chunk), place, axis=0),
@@ -244,13 +282,25 @@ def _remember(layout: CacheLayout, cache, ring_place, chunk):
     summed = jnp.where(slots == pair, weight + jnp.roll(weight, -1), summed)
     new_weight = jnp.where(full, summed, weight).at[jnp.minimum(count, bank - 1)].set(1.0)
 
+    # The mean of a merged block is the merger of the means.
+    place_of_block = ring_place + layout.head_blocks
+    means = {name: jnp.moveaxis(cache[name], 1, 0) for name in ("cache_mean_key", "cache_mean_value") if name in cache}
+    means = {
+        name: jnp.moveaxis(x.at[layout.first_bank :].set(insert(x[layout.first_bank :], x[place_of_block])), 0, 1)
+        for name, x in means.items()
+    }
+
     def flat(x):
         return jnp.moveaxis(x, 0, 1).reshape(x.shape[1], bank * block, *x.shape[3:])
 
-    return cache | {
-        "cache_key": cache["cache_key"].at[:, here].set(flat(insert(key, newest("cache_key")))),
-        "cache_value": cache["cache_value"].at[:, here].set(flat(insert(value, newest("cache_value")))),
-        "cache_chunk": cache["cache_chunk"].at[layout.first_bank :].set(insert(age, chunk)),
-        "cache_valid": cache["cache_valid"].at[layout.first_bank :].set(jnp.where(new_weight > 0, block, 0)),
-        "cache_weight": new_weight,
-    }
+    return (
+        cache
+        | means
+        | {
+            "cache_key": cache["cache_key"].at[:, here].set(flat(insert(key, newest("cache_key")))),
+            "cache_value": cache["cache_value"].at[:, here].set(flat(insert(value, newest("cache_value")))),
+            "cache_chunk": cache["cache_chunk"].at[layout.first_bank :].set(insert(age, chunk)),
+            "cache_valid": cache["cache_valid"].at[layout.first_bank :].set(jnp.where(new_weight > 0, block, 0)),
+            "cache_weight": new_weight,
+        }
+    )

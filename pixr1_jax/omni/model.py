@@ -1,14 +1,18 @@
 """Omni: the transformer over a row of tokens, with or without a past (decisions D6-D8, D10, D14)."""
 
 import dataclasses
+from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from data_pipelines.packing import TokenSpec
-from pixr1_jax.attention import api
-from pixr1_jax.attention.blocks import Blocks, MemoryPolicy, block_lists
+from pixr1_jax.attention import api, select
+from pixr1_jax.attention.api import AttentionConfig
+from pixr1_jax.attention.blocks import BlockLists, Blocks, MemoryPolicy, Tail, block_lists
+from pixr1_jax.attention.select import Candidates
 from pixr1_jax.omni import layers as nn
 from pixr1_jax.omni import rope
 
@@ -25,7 +29,7 @@ class OmniConfig:
       audio_scale: Factor on MDCT coefficients before companding by `audio_power`.
       context_time: Noise level that served context is told to have; training draws up to `max_context_time`.
       dtype: Compute dtype, "float32" or "bfloat16"; parameters, norms and losses are float32.
-      attention: Implementation of `attend`.
+      attention: How it attends.
     """
 
     tokens: TokenSpec
@@ -42,13 +46,15 @@ class OmniConfig:
     context_time: float
     max_context_time: float
     dtype: str
-    attention: str
+    attention: AttentionConfig
 
     def __post_init__(self):
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"model.dtype={self.dtype!r}; use 'float32' or 'bfloat16'")
         if self.head_dim % 8:
             raise ValueError(f"model.head_dim={self.head_dim} must be a multiple of 8 (rotary axes)")
+        if self.attention.budget is not None:
+            self.attention.budget.check(self.layers, self.tokens.block)
 
 
 @jax.tree_util.register_dataclass
@@ -61,12 +67,15 @@ class Past:
       value: As `key`.
       position: float32 [batch, tokens, 3], where the keys are placed for this read.
       blocks: Metadata [batch, tokens / block].
+      pooled: Mean keys and values of each block, float32 [layers, batch, tokens / block, heads, head_dim], the keys as
+        placed for this read; None has them computed where they are needed.
     """
 
     key: jax.Array
     value: jax.Array
     position: jax.Array
     blocks: Blocks
+    pooled: tuple[jax.Array, jax.Array] | None = None
 
 
 class Omni(nnx.Module):
@@ -103,6 +112,7 @@ def backbone(
     past: Past | None = None,
     *,
     max_keys: int | None = None,
+    ramp: jax.Array | None = None,
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     """Runs the layers over a row.
 
@@ -115,45 +125,78 @@ def backbone(
       blocks: The row's blocks [batch, length / block].
       seen: bool [batch, blocks, key blocks], which of `past.blocks + blocks` each of the row's blocks sees.
       past: Optional cache whose blocks come before the row's.
-      max_keys: Static bound on the key blocks that one block sees.
+      max_keys: Static bound on the key blocks that one block reads in full.
+      ramp: How far the budget of attention is in force, 0 to 1; None for fully.
 
     Returns:
       Normalised features [batch, length, width], and the row's (keys, values), each
       [layers, batch, length, heads, head_dim], keys not rotated.
     """
-    block = config.tokens.block
+    block, attention = config.tokens.block, config.attention
     own_angles = rope.angles(position, config.head_dim)
-    key_valid = blocks.valid if past is None else (past.blocks + blocks).valid
-
-    def placed(cached):
-        """Cached keys and values as this row reads them."""
-        if past is None:
-            return None
-        key, value = cached
-        return rope.rotate(key, rope.angles(past.position, config.head_dim)), value
-
-    lists = block_lists(seen, key_valid, block=block, max_keys=max_keys)
+    key_blocks = blocks if past is None else past.blocks + blocks
+    key_valid = key_blocks.valid
+    sizes = {"block": block, "tile": attention.tile, "max_keys": max_keys}
+    choose: Callable[..., tuple[BlockLists, Tail | None]]
+    if attention.budget is None:
+        keep, everything = None, block_lists(seen, key_valid, **sizes)
+        choose = lambda *_: (everything, None)
+    else:
+        options = select.candidates(
+            blocks, key_blocks, seen, config.memory, attention.budget, layers=config.layers, ramp=ramp
+        )
+        keep, choose = options.keep, partial(_choose, options, blocks, past, sizes)
 
     def layer_step(x, inputs):
-        layer, cached = inputs
+        layer, old, means, keep = inputs
         shared = modulation + layer.modulation[...].astype(x.dtype)
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = jnp.split(shared, 6, axis=-1)
         q, k, v = layer.qkv_heads(nn.rms_norm(x) * (1 + scale_a) + shift_a, config.heads)
+        placed_q, placed_k = rope.rotate(q, own_angles), rope.rotate(k, own_angles)
+        if past is not None:  # cached keys as this row reads them
+            old = rope.rotate(old[0], rope.angles(past.position, config.head_dim)), old[1]
+        lists, tail = choose(placed_q, placed_k, v, old, means, keep)
         mixed = api.attend(
-            rope.rotate(q, own_angles),
-            rope.rotate(k, own_angles),
+            placed_q,
+            placed_k,
             v,
             lists,
             key_valid,
             block=block,
             scale=config.head_dim**-0.5,
-            past=placed(cached),
-            implementation=config.attention,
+            past=old,
+            tail=tail,
+            max_logit=api.MAX_LOGIT,
+            implementation=attention.implementation,
         )
         x = x + gate_a * nn.dot(mixed.reshape(*x.shape[:2], -1), layer.out)
         x = x + gate_m * layer.mlp(nn.rms_norm(x) * (1 + scale_m) + shift_m)
         return x, (k, v)
 
-    cached = None if past is None else (past.key, past.value)
-    x, fresh = jax.lax.scan(layer_step, x, (model.layers, cached))
+    old, means = (None, None) if past is None else ((past.key, past.value), past.pooled)
+    x, fresh = jax.lax.scan(layer_step, x, (model.layers, old, means, keep))
     return nn.rms_norm(x), fresh
+
+
+def _choose(options: Candidates, blocks: Blocks, past: Past | None, sizes, q, k, v, old, means, keep):
+    """Lists and tail of one layer.
+
+    Args:
+      options: What may be chosen.
+      blocks: The row's blocks.
+      past: What comes before the row.
+      sizes: Keyword arguments of `select.select`.
+      q: Queries as attention reads them; `k` and `v` likewise.
+      k: See `q`.
+      v: See `q`.
+      old: The layer's keys and values of the past, as attention reads them.
+      means: Their means by block, or None where they are not known.
+      keep: How many blocks are chosen in this layer.
+    """
+    block = sizes["block"]
+    key, value = (select.pool(x, blocks.valid, block) for x in (k, v))
+    if past is not None:
+        if means is None:
+            means = tuple(select.pool(x, past.blocks.valid, block) for x in old)
+        key, value = jnp.concatenate([means[0], key], axis=1), jnp.concatenate([means[1], value], axis=1)
+    return select.select(q, key, value, options, keep, **sizes)

@@ -62,8 +62,8 @@ def pack_plan(config: ConfigDict, dataset: Dataset, split: str = "train") -> Pac
     )
 
 
-def max_keys(config: OmniConfig, plan: PackPlan, window_chunks: int) -> int:
-    """The most key blocks that any block of the plan's rows can see."""
+def max_keys(config: OmniConfig, plan: PackPlan, window_chunks: int, ramped: bool) -> int:
+    """The most key blocks that any block of the plan's rows can read in full, during the budget's ramp if `ramped`."""
     spec, policy = config.tokens, config.memory
     if window_chunks > policy.horizon:
         raise ValueError(
@@ -75,7 +75,11 @@ def max_keys(config: OmniConfig, plan: PackPlan, window_chunks: int) -> int:
     grids = [patches.grid_shape(height, width, spec.patch) for height, width in sizes]
     chunk = head + 1 + max(spec.blocks_for(rows * columns) for rows, columns in grids)
     whole = min(window_chunks - 1, policy.window + policy.sinks)
-    return chunk * (1 + whole) + (window_chunks - 1 - whole) + text
+    seen = chunk * (1 + whole) + (window_chunks - 1 - whole) + text
+    budget = config.attention.budget
+    if budget is None or (ramped and budget.ramp_steps):
+        return seen
+    return min(seen, budget.always(policy, chunk=chunk, head=head, text=text) + budget.most)
 
 
 def initial_model(config: OmniConfig, dataset: Dataset, plan: PackPlan, seed: int) -> Omni:
@@ -118,5 +122,5 @@ def objective(config: ConfigDict, stage: str, plan: PackPlan) -> Pretrain | Flow
         model=sizes,
         sampling=freeze(TimeSampling, ConfigDict(sampling), f"{stage}.objective"),
         clean_blocks=plan.row_spec.clean_blocks,
-        max_keys=max_keys(sizes, plan, config.pack.window_chunks),
+        max_keys=max_keys(sizes, plan, config.pack.window_chunks, ramped=kind is Pretrain),
     )

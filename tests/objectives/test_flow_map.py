@@ -241,3 +241,18 @@ def test_fields_are_plain_data(scene):
     config, _, room = scene
     task = flow_map(config, room)
     assert dataclasses.replace(task) == task and hash(task) == hash(dataclasses.replace(task))
+
+
+def test_tangents_and_gradients_pass_a_budget(tiny, scene):
+    """A budget of all blocks changes nothing; under a small one all that is differentiated is finite, and differs."""
+    config, batch, room = scene
+    student, teacher = tiny.model(config, 1), tiny.model(config, 0)
+    found = {}
+    for keep in (None, 1, 99):
+        attention = tiny.attention() if keep is None else tiny.attention("gather", 2, clean=(keep,), noisy=(keep,))
+        task = flow_map(dataclasses.replace(config, attention=attention), room)
+        step = jax.jit(jax.value_and_grad(lambda x, task=task: task.loss(x, teacher, batch, SEED, jnp.int32(0))[0]))
+        loss, gradient = step(student)
+        found[keep] = float(loss), float(optax.tree.norm(gradient))
+    np.testing.assert_allclose(found[99], found[None], rtol=1e-4)
+    assert np.isfinite(found[1]).all() and abs(found[1][0] / found[None][0] - 1) > 1e-5

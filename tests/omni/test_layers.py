@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from pixr1_jax.attention.api import MAX_LOGIT
 from pixr1_jax.omni import layers
 
 
@@ -97,6 +98,23 @@ def test_mlp_is_swiglu():
     gate, value = np.split(x @ np.asarray(layer.up[...]), 2, axis=-1)
     expected = (gate / (1 + np.exp(-gate)) * value) @ np.asarray(layer.down[...])
     np.testing.assert_allclose(layer.mlp(jnp.asarray(x)), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("dim", [8, 256])
+def test_no_logit_exceeds_its_bound_whatever_is_learnt(dim):
+    """Queries and keys that are all alike, under scales far beyond the cap, reach the bound and do not pass it."""
+    layer = layers.Layer(jax.random.key(0), 16, 2, dim, 24)
+    x = jnp.asarray(random(0, 1, 6, 16))
+    same = layer.qkv[...].at[:, 2 * dim : 4 * dim].set(layer.qkv[...][:, : 2 * dim])
+    layer.qkv[...] = same
+    within = layer.qkv_heads(x, 2)[:2]
+    np.testing.assert_allclose(
+        within[0], normalised(np.asarray(x @ same[:, : 2 * dim]).reshape(1, 6, 2, dim)), atol=1e-5
+    )
+    layer.query_scale[...], layer.key_scale[...] = jnp.full(dim, 50.0), jnp.full(dim, -70.0)
+    q, k, _ = layer.qkv_heads(x, 2)
+    logits = np.einsum("bqhd,bkhd->bhqk", q, k) * dim**-0.5
+    np.testing.assert_allclose(np.abs(logits).max(), MAX_LOGIT, rtol=1e-4)
 
 
 def test_every_parameter_declares_an_axis_for_each_dimension(tiny):

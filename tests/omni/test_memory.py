@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from data_pipelines.packing import FOREVER, BlockKind
-from pixr1_jax.omni import memory
+from pixr1_jax.attention.select import pool
+from pixr1_jax.omni import memory, rope
 from pixr1_jax.omni.memory import CacheLayout
 
 
@@ -19,8 +20,9 @@ def make(tiny):
     """(config, layout) by memory policy; functions of a layout are compiled once."""
 
     @functools.cache
-    def build(**policy):
-        config = tiny.config(memory=tiny.policy(**policy))
+    def build(budget=False, **policy):
+        attention = tiny.attention(**({"noisy": (1,)} if budget else {}))
+        config = tiny.config(memory=tiny.policy(**policy), attention=attention)
         return config, CacheLayout(config.tokens, config.memory, (2, 3))
 
     return build
@@ -213,3 +215,21 @@ def test_cache_takes_the_compute_dtype(make, tiny):
         cache = _write_chunk(layout, cache, key, value, jnp.int32(chunk))
     assert {cache[name].dtype for name in ("cache_key", "cache_value")} == {jnp.dtype(jnp.bfloat16)}
     assert np.asarray(cache["cache_weight"]).sum() == 4
+
+
+@pytest.mark.parametrize("chunks", [1, 5, 9])
+def test_means_are_those_of_the_keys_as_they_are_read(make, chunks):
+    """Made once when a block enters, they stay true through eviction, mergers in the bank, and time."""
+    config, layout = make(budget=True, window=2, sinks=1, bank=3, horizon=5)
+    cache = stream(config, layout, chunks)
+    for when in (0, chunks - 1):
+        cache = _write_text(layout, cache, *text_of(config, layout, when), jnp.int32(5), jnp.int32(when))
+    past = memory.past(layout, cache, jnp.int32(chunks))
+    assert past.pooled is not None
+    for layer in range(config.layers):
+        keys = rope.rotate(past.key[layer], rope.angles(past.position, config.head_dim))
+        for mean, tokens in zip(past.pooled, (keys, past.value[layer]), strict=True):
+            expected = pool(tokens, past.blocks.valid, layout.tokens.block)
+            np.testing.assert_allclose(mean[layer], expected, atol=1e-5)
+    dense, _ = make(window=2, sinks=1, bank=3, horizon=5)
+    assert set(cache) - set(memory.empty(dense, layout)) == {"cache_mean_key", "cache_mean_value"}

@@ -65,7 +65,7 @@ def plain_transformer(config, model, x, modulation, position, mask):
     return norm(x)
 
 
-def test_backbone_is_a_plain_transformer_under_the_mask(row):
+def test_backbone_is_a_plain_transformer_under_the_mask(tiny, row):
     config, model, layout, _, x, modulation, seen_row = row
     block = config.tokens.block
     seen = np.asarray(visible(layout.blocks, layout.blocks, config.memory))
@@ -73,7 +73,7 @@ def test_backbone_is_a_plain_transformer_under_the_mask(row):
     mask &= (np.arange(block) < np.asarray(layout.blocks.valid)[..., None]).reshape(len(mask), 1, -1)
     expected = plain_transformer(config, model, x, modulation, np.asarray(layout.position, np.float64), mask)
     for implementation in ("reference", "gather"):
-        chosen = dataclasses.replace(config, attention=implementation)
+        chosen = dataclasses.replace(config, attention=tiny.attention(implementation))
         out, (key, value) = backbone(model, chosen, x, modulation, layout.position, layout.blocks, seen_row)
         np.testing.assert_allclose(out, expected, atol=2e-4)
         assert key.shape == value.shape == (config.layers, *x.shape[:2], config.heads, config.head_dim)

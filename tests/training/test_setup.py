@@ -1,13 +1,16 @@
 """From a config to the objects of a run, and the errors on the way."""
 
+import dataclasses
 import pathlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from data_pipelines.loader import row_source
 from data_pipelines.shards import open_dataset
+from pixr1_jax.attention import select
 from pixr1_jax.attention.blocks import Blocks, visible
 from pixr1_jax.objectives.flow_map import FlowMap
 from pixr1_jax.objectives.pretrain import Pretrain
@@ -78,7 +81,7 @@ def test_the_bound_on_keys_holds_and_is_reached(tiny, dataset, changes, windows)
     """Counted on rows: no query sees more blocks, and with the longest text some query sees as many."""
     config = tiny.experiment(**changes, pack__windows_per_row=windows)
     sizes, plan = setup.model_config(config), setup.pack_plan(config, dataset)
-    bound = setup.max_keys(sizes, plan, config.pack.window_chunks)
+    bound = setup.max_keys(sizes, plan, config.pack.window_chunks, ramped=True)
     source = row_source(dataset, plan, sizes.tokens)
     most = 0
     for index in range(6):
@@ -87,6 +90,28 @@ def test_the_bound_on_keys_holds_and_is_reached(tiny, dataset, changes, windows)
         most = max(most, seen.sum(-1).max())
     # The last chunk has no clean blocks, so the fullest query lacks a memory block of its own.
     assert bound - 1 <= most <= bound
+
+
+def test_a_budget_bounds_the_keys_and_its_ramp_does_not(tiny, dataset):
+    """On rows, the bound holds for the list of every query; while the ramp lasts, everything may be read."""
+    config = tiny.experiment(pack__window_chunks=6)
+    sizes, plan = setup.model_config(config), setup.pack_plan(config, dataset)
+    everything = setup.max_keys(sizes, plan, 6, ramped=True)
+    limits = {}
+    for ramp_steps in (0, 5):
+        attention = tiny.attention(clean=(1,), noisy=(2,), early=(1,), group=2, ramp_steps=ramp_steps)
+        sizes = dataclasses.replace(sizes, attention=attention)
+        limits[ramp_steps] = [setup.max_keys(sizes, plan, 6, ramped=ramped) for ramped in (True, False)]
+    assert limits[5] == [everything, limits[0][0]] and limits[0][0] == limits[0][1] < everything
+    budget = sizes.attention.budget
+    source = row_source(dataset, plan, sizes.tokens)
+    most = 0
+    for index in range(3):
+        blocks = Blocks.of({name: value[None] for name, value in source[index].items()})
+        seen = visible(blocks, blocks, sizes.memory)
+        options = select.candidates(blocks, blocks, seen, sizes.memory, budget, layers=1)
+        most = max(most, int((options.always.sum(-1) + jnp.minimum(options.keep[0], options.free.sum(-1))).max()))
+    assert most <= limits[0][0] <= most + 4
 
 
 def test_windows_beyond_the_horizon(tiny, dataset):
