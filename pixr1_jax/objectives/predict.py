@@ -83,13 +83,27 @@ def denoise(
     clean_blocks: int,
     max_keys: int,
 ) -> Signals:
-    """As `predict`, the clean half given by `encode_context`."""
+    """As `predict`, the clean half given by `encode_context`.
+
+    Its derivatives are forward-mode (`jax.jvp`), in one pass; gradients are taken through `predict`.
+    """
     layout = Layout.of(batch).part(clean_blocks, None)
     looks, forecast = tokens.look_back(model, config, context, batch, drop)
     x = tokens.embed(model, config, layout, batch, {Role.NOISY: noisy}, looks, drop)
     seen = visible(layout.blocks, past.blocks + layout.blocks, config.memory, _hide_text(layout, config, drop))
     modulation = tokens.modulation(model, config, layout, cells, batch["actions"], drop)
-    features, _ = backbone(model, config, x, modulation, layout.position, layout.blocks, seen, past, max_keys=max_keys)
+    features, _ = backbone(
+        model,
+        config,
+        x,
+        modulation,
+        layout.position,
+        layout.blocks,
+        seen,
+        past,
+        max_keys=max_keys,
+        forward_mode=True,
+    )
     offset = clean_blocks * config.tokens.block
     at = lambda where: jnp.maximum(where - offset, 0)
     return tokens.read_out(model, config, features, forecast, at(batch["video_at"]), at(batch["audio_at"]))

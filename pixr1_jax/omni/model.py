@@ -113,6 +113,7 @@ def backbone(
     *,
     max_keys: int | None = None,
     ramp: jax.Array | None = None,
+    forward_mode: bool = False,
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     """Runs the layers over a row.
 
@@ -127,6 +128,7 @@ def backbone(
       past: Optional cache whose blocks come before the row's.
       max_keys: Static bound on the key blocks that one block reads in full.
       ramp: How far the budget of attention is in force, 0 to 1; None for fully.
+      forward_mode: Whether derivatives, if any, are forward-mode only, which attention then does in one pass.
 
     Returns:
       Normalised features [batch, length, width], and the row's (keys, values), each
@@ -167,6 +169,7 @@ def backbone(
             past=old,
             tail=tail,
             max_logit=api.MAX_LOGIT,
+            forward_mode=forward_mode,
             implementation=attention.implementation,
         )
         x = x + gate_a * nn.dot(mixed.reshape(*x.shape[:2], -1), layer.out)

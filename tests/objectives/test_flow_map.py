@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 
+from pixr1_jax.attention import api
 from pixr1_jax.core import tree
 from pixr1_jax.objectives import flow, guidance, losses, tasks
 from pixr1_jax.objectives.flow_map import FlowMap
@@ -256,3 +257,20 @@ def test_tangents_and_gradients_pass_a_budget(tiny, scene):
         found[keep] = float(loss), float(optax.tree.norm(gradient))
     np.testing.assert_allclose(found[99], found[None], rtol=1e-4)
     assert np.isfinite(found[1]).all() and abs(found[1][0] / found[None][0] - 1) > 1e-5
+
+
+@pytest.mark.parametrize("implementation", sorted(api.KERNELS))
+def test_kernels_distil_as_the_reference_does(tiny, implementation):
+    """Forward, backward, and tangent over a past that stands still, through the whole loss."""
+    spec = tiny.token_spec(block=16)
+    batch, room = tiny.batch(spec, [[tiny.window(spec, 3, events=((0, "a"), (2, "b")))]])
+    found = []
+    for name in ("reference", implementation):
+        config = tiny.config(spec, layers=1, attention=tiny.attention(name, 2, clean=(1,), noisy=(1,)))
+        task = flow_map(config, room)
+        step = lambda x, task=task, teacher=tiny.model(config, 0): task.loss(x, teacher, batch, SEED, jnp.int32(0))[0]
+        found.append(jax.jit(jax.value_and_grad(step))(tiny.model(config, 1)))
+    (loss, gradient), (true_loss, true_gradient) = found[1], found[0]
+    np.testing.assert_allclose(loss, true_loss, rtol=1e-4)
+    difference = optax.tree.norm(jax.tree.map(jnp.subtract, gradient, true_gradient))
+    assert difference < 1e-3 * optax.tree.norm(true_gradient)
