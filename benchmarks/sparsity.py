@@ -1,6 +1,6 @@
 """What a budget costs in validation loss: the quickstart trained at several densities.
 
-    python benchmarks/sparsity.py --config=configs/quickstart.py --workdir=runs/sparsity --steps=500
+    python benchmarks/sparsity.py --config=configs/quickstart.py --workdir=runs/sparsity
 
 Density is the share of the selectable blocks that is read in full, over all queries; what is always read is read at
 every density. All runs of a seed see the same batches and noise; all runs are judged by the averaged model on the same
