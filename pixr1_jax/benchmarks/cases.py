@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from pixr1_jax.attention import api
-from pixr1_jax.attention.blocks import BlockLists
+from pixr1_jax.attention.blocks import BlockLists, Tail
 
 BLOCK = 128
 Built = tuple[Callable[..., Any], tuple[Any, ...]]
@@ -79,9 +79,20 @@ def flash(*, variant: str, queries: int, keys: int, dim: int, block_q: int, bloc
 
 
 def attend(
-    *, implementation: str, variant: str, queries: int, keys: int, listed: int, dim: int, heads: int = 1, tile: int = 4
+    *,
+    implementation: str,
+    variant: str,
+    queries: int,
+    keys: int,
+    listed: int,
+    dim: int,
+    heads: int = 2,
+    tile: int = 4,
+    tail: bool = False,
+    bounded: bool = True,
+    dtype: str = "bfloat16",
 ) -> Built:
-    """`attend` as a model calls it: lists, counts and valid lengths are data.
+    """`attend` as a model calls it: lists of each head, counts and valid lengths are data.
 
     Args:
       implementation: As in `attend`.
@@ -90,20 +101,38 @@ def attend(
       keys: Key tokens.
       listed: Bound on the key blocks of a tile.
       dim: Head dimension.
-      heads: Heads, which share their lists.
+      heads: Heads.
       tile: Query blocks of a tile.
+      tail: Whether other blocks enter as pseudo-tokens, given by their means.
+      bounded: Whether the logits have a bound, as under QK-norm.
+      dtype: Of queries, keys and values.
     """
 
-    def forward(q, k, v, lists, key_valid):
-        return api.attend(q, k, v, lists, key_valid, block=BLOCK, scale=dim**-0.5, implementation=implementation)
+    def forward(q, k, v, lists, key_valid, weight):
+        pooled = lambda x: x.reshape(1, -1, BLOCK, heads, dim).mean(axis=2)
+        return api.attend(
+            q,
+            k,
+            v,
+            lists,
+            key_valid,
+            block=BLOCK,
+            scale=dim**-0.5,
+            tail=Tail(pooled(k), pooled(v), weight) if tail else None,
+            max_logit=api.MAX_LOGIT if bounded else None,
+            forward_mode=variant.startswith("tangent"),
+            implementation=implementation,
+        )
 
     tiles = -(-queries // (BLOCK * tile))
-    entries, counts = (jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((1, 1, tiles, listed), (1, 1, tiles)))
+    lists_of = (1, heads, tiles)
+    entries, counts = (jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((*lists_of, listed), lists_of))
     lists: Any = jax.eval_shape(
         lambda entries, counts: BlockLists(indices=entries, seen=entries, counts=counts, whole=counts, tile=tile),
         entries,
         counts,
     )
     valid = jax.ShapeDtypeStruct((1, keys // BLOCK), jnp.int32)
-    q, k = (jax.ShapeDtypeStruct((1, tokens, heads, dim), jnp.bfloat16) for tokens in (queries, keys))
-    return _built(forward, variant, q, k, lists, valid)
+    weight = jax.ShapeDtypeStruct((1, heads, queries // BLOCK, keys // BLOCK), jnp.float32)
+    q, k = (jax.ShapeDtypeStruct((1, tokens, heads, dim), jnp.dtype(dtype)) for tokens in (queries, keys))
+    return _built(forward, variant, q, k, lists, valid, weight)

@@ -45,13 +45,13 @@ def compile_one(chip: str, build: str, arguments: dict[str, Any], cost: bool) ->
       "temporary" (bytes of HBM beside arguments and results); with `cost` also "cycles", "hbm" and "vmem" (bytes),
       and "uncounted", the operations without an estimate that may take time.
     """
-    function, shapes = pkgutil.resolve_name(build)(**arguments)
     topology = topologies.get_topology_desc(platform="tpu", topology_name=CHIPS[chip].topology)
     mesh = Mesh(np.array(topology.devices[:1]), ("device",))
     sharding = NamedSharding(mesh, PartitionSpec())
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tuple(shapes))
     # Some kernels ask for the chip while they are traced, and find it through this mesh.
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        function, shapes = pkgutil.resolve_name(build)(**arguments)
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tuple(shapes))
         compiled = jax.jit(function).lower(*shapes).compile()
         moved = traffic.pallas_bytes(function, *shapes) if cost else 0
     memory = compiled.memory_analysis()

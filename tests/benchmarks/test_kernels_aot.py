@@ -1,13 +1,11 @@
 """The TPU kernels under the TPU compiler: they compile as shipped, and are no slower than the checked-in estimates."""
 
-import importlib.util
 import json
 import pathlib
 
 import jax
 import pytest
 
-from pixr1_jax.attention import api
 from pixr1_jax.benchmarks import aot, estimates
 from pixr1_jax.benchmarks.chips import CHIPS
 
@@ -17,18 +15,22 @@ TOLERANCE = 0.03
 
 pytestmark = [
     pytest.mark.skipif(aot.libtpu_version() is None, reason="libtpu is not installed (extra tpu)"),
-    pytest.mark.skipif(importlib.util.find_spec("pixr1_jax.attention.tpu") is None, reason="no TPU kernels yet"),
 ]
 
 # Few and short: every pass on every chip, and the wide head where its matrix unit is widest.
 GATED = [(chip, variant, 128) for chip in CHIPS for variant in ("forward", "backward", "tangent")]
 GATED.append(("v6e", "forward", 256))
 
-# Every kernel that a shipped config uses: pass, head dimension, query tokens, key tokens, bound on the lists.
-SHIPPED = [
-    (variant, dim, 1536, 8192, 32)
-    for variant in ("forward", "backward", "tangent", "tangent_still")
-    for dim in (64, 128, 256)
+# Every kernel that a model of kernel-sized blocks can ask for: a training row, and a chunk of 1080p over its cache. Few
+# listed blocks of many are fetched; many keys come in windows.
+PASSES = ("forward", "backward", "tangent", "tangent_still")
+COMPILED = [
+    *[{"variant": v, "dim": d, "queries": 2048, "keys": 8192, "listed": 32} for v in PASSES for d in (64, 128, 256)],
+    *[{"variant": v, "dim": 128, "queries": 2048, "keys": 65536, "listed": 128} for v in PASSES],
+    *[{"variant": v, "dim": 128, "queries": 2048, "keys": 8192, "listed": 32, "bounded": False} for v in PASSES],
+    *[{"variant": "forward", "dim": d, "queries": 1536, "keys": 32768, "listed": 32} for d in (64, 128, 256)],
+    {"variant": "forward", "dim": 128, "queries": 1536, "keys": 32768, "listed": 32, "bounded": False},
+    {"variant": "backward", "dim": 128, "queries": 2048, "keys": 8192, "listed": 32, "dtype": "float32"},
 ]
 
 
@@ -65,10 +67,9 @@ def test_no_slower_than_checked_in(compiler, checked_in, chip, variant, dim):
         assert change >= -TOLERANCE, f"faster by {-change:.1%}: {facts}; renew the file: {RENEW}"
 
 
-@pytest.mark.skipif("pallas_tpu" not in api.IMPLEMENTATIONS, reason="attend has no pallas_tpu yet")
 @pytest.mark.parametrize("chip", CHIPS)
-@pytest.mark.parametrize(("variant", "dim", "queries", "keys", "listed"), SHIPPED)
-def test_compiles_as_shipped(compiler, chip, variant, dim, queries, keys, listed):
-    sizes = {"variant": variant, "dim": dim, "queries": queries, "keys": keys, "listed": listed}
+@pytest.mark.parametrize("sizes", COMPILED, ids=lambda sizes: "-".join(map(str, sizes.values())))
+def test_compiles_as_shipped(compiler, chip, sizes):
+    """With a tail and lists of each head, as a budget makes them."""
     build = "pixr1_jax.benchmarks.cases:attend"
-    assert compiler.check(chip, build, {"implementation": "pallas_tpu", **sizes}) >= 0
+    assert compiler.check(chip, build, {"implementation": "pallas_tpu", "tail": True, **sizes}) >= 0

@@ -268,8 +268,9 @@ def test_kernels_distil_as_the_reference_does(tiny, implementation):
     for name in ("reference", implementation):
         config = tiny.config(spec, layers=1, attention=tiny.attention(name, 2, clean=(1,), noisy=(1,)))
         task = flow_map(config, room)
-        step = lambda x, task=task, teacher=tiny.model(config, 0): task.loss(x, teacher, batch, SEED, jnp.int32(0))[0]
-        found.append(jax.jit(jax.value_and_grad(step))(tiny.model(config, 1)))
+        student, teacher = tiny.model(config, 1), tiny.model(config, 0)
+        step = jax.jit(jax.value_and_grad(lambda *a, task=task: task.loss(*a, batch, SEED, jnp.int32(0))[0]))
+        found.append(step(student, teacher))
     (loss, gradient), (true_loss, true_gradient) = found[1], found[0]
     np.testing.assert_allclose(loss, true_loss, rtol=1e-4)
     difference = optax.tree.norm(jax.tree.map(jnp.subtract, gradient, true_gradient))
