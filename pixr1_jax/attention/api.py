@@ -111,18 +111,24 @@ def attend(
     return PLAIN[implementation](q, k, v, lists, key_valid, tail, **numbers)
 
 
-def resolve(implementation: str, *, block: int, tile: int) -> str:
-    """The implementation that a request means on the default device.
+def resolve(implementation: str, *, block: int, tile: int, platform: str | None = None) -> str:
+    """The implementation that a request means.
+
+    Args:
+      implementation: One of `IMPLEMENTATIONS`.
+      block: Tokens in a block.
+      tile: Query blocks of a tile.
+      platform: "cpu", "cuda" or "tpu", what the program is for; None for the default device.
 
     Raises:
       ValueError: It is unknown, or does not serve these sizes; the message says what does.
     """
     _check(implementation)
-    backend = jax.default_backend()
+    platform = platform or {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
+    own = {"tpu": "pallas_tpu", "cuda": "pallas_gpu"}.get(platform)
     if implementation == "auto":
-        kernel = {"tpu": "pallas_tpu", "gpu": "pallas_gpu"}.get(backend, "gather")
-        return kernel if kernel in KERNELS and not KERNELS[kernel].unserved(block, tile) else "gather"
-    if implementation in KERNELS and (reason := KERNELS[implementation].unserved(block, tile)):
+        return own if own is not None and not KERNELS[own].unserved(block, tile, True) else "gather"
+    if implementation in KERNELS and (reason := KERNELS[implementation].unserved(block, tile, implementation == own)):
         raise ValueError(f"attention implementation {implementation!r} {reason}, or use 'gather'")
     return implementation
 

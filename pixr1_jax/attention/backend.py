@@ -22,13 +22,14 @@ class Backend:
         values (None without a tail).
       tangent: (q, k, v, dq, dk, dv, lists, key_valid, tail, d_tail, still) -> output and its derivative along the
         direction, in one pass; `still` key blocks at the front have none.
-      unserved: (block, tile) -> why these sizes are not served and what to change, or an empty string.
+      unserved: (block, tile, compiled) -> why these sizes are not served and what to change, or an empty string;
+        some are served only where the kernel is interpreted.
     """
 
     forward: Callable
     backward: Callable
     tangent: Callable
-    unserved: Callable[[int, int], str]
+    unserved: Callable[[int, int, bool], str]
 
 
 def on_device(platform: str, run: Callable[..., Any], *arrays: Any) -> Any:

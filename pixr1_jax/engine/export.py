@@ -1,5 +1,6 @@
 """Exports the streaming step: one program per platform and thing to do, weights beside them (decision D17)."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -14,10 +15,15 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 
+from pixr1_jax.attention import api
 from pixr1_jax.core import tree
 from pixr1_jax.engine import runner
 from pixr1_jax.engine.step import Stream
 from pixr1_jax.omni.model import Omni
+
+# JAX promises that later versions run its TPU kernels, not those for GPUs: an artifact with them wants the jax of its
+# manifest.
+_KERNEL_CALLS = [jax.export.DisabledSafetyCheck.custom_call("__gpu$xla.gpu.triton")]
 
 
 def export(
@@ -37,7 +43,8 @@ def export(
       model: Weights.
       directory: Where to.
       steps: Numbers of denoising steps, one program each.
-      platforms: Of "cpu", "cuda", "tpu"; none of them need be present here.
+      platforms: Of "cpu", "cuda", "tpu"; none of them need be present here. Attention that is "auto" takes each one's
+        own kernels.
       facts: Further entries of the manifest (frame_rate, sample_rate, action_names, ...).
       progress: Called with the name of each program once it is written.
 
@@ -96,8 +103,17 @@ def _replace(building: pathlib.Path, target: pathlib.Path) -> None:
     shutil.rmtree(aside)
 
 
+def _for_platform(stream: Stream, platform: str) -> Stream:
+    """The stream with the attention that its config means on a platform."""
+    config, attention = stream.config, stream.config.attention
+    sizes = {"block": config.tokens.block, "tile": attention.tile, "platform": platform}
+    attention = dataclasses.replace(attention, implementation=api.resolve(attention.implementation, **sizes))
+    return dataclasses.replace(stream, config=dataclasses.replace(config, attention=attention))
+
+
 def _programs(stream: Stream, model: Omni, steps: Sequence[int], platform: str):
     """Yields (name, exported program); the state and the weights are flat dicts of arrays."""
+    stream = _for_platform(stream, platform)
     spec = stream.config.tokens
     leaves = tree.named_leaves(model)
     structure = jax.tree.structure(model)
@@ -124,7 +140,9 @@ def _programs(stream: Stream, model: Omni, steps: Sequence[int], platform: str):
 
         return run
 
-    make = lambda function, *args: jax.export.export(jax.jit(function), platforms=[platform])(*args)
+    make = lambda function, *args: jax.export.export(
+        jax.jit(function), platforms=[platform], disabled_checks=_KERNEL_CALLS
+    )(*args)
     yield "start", make(stream.start, seed)
     yield "prompt", make(prompt, weights, state, text, number)
     yield "observe", make(observe, weights, state, frames, sound, actions)

@@ -289,4 +289,8 @@ def test_unserved_sizes_say_what_to_change():
         api.resolve("pallas_tpu", block=8, tile=1)
     with pytest.raises(ValueError, match="needs tiles of at most 8 blocks, not 16"):
         api.resolve("pallas_tpu", block=32, tile=16)
-    assert api.resolve("auto", block=8, tile=1) == "gather"
+    with pytest.raises(ValueError, match="needs tiles of a multiple of 128 queries, not 2 blocks of 32"):
+        api.resolve("pallas_tpu", block=32, tile=2, platform="tpu")
+    resolve = functools.partial(api.resolve, "auto", block=32)
+    assert [resolve(tile=4, platform=p) for p in ("tpu", "cuda", "cpu")] == ["pallas_tpu", "pallas_gpu", "gather"]
+    assert resolve(tile=2, platform="tpu") == resolve(tile=4) == "gather"

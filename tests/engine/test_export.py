@@ -151,3 +151,15 @@ def test_programs_for_absent_platforms(small, tmp_path):
     assert exported.platforms == ("cuda",)
     with pytest.raises(runner.ArtifactError, match="this device is 'cpu'.*export for this platform"):
         runner.Artifact.load(tmp_path / "a")
+
+
+def test_each_platform_gets_its_own_attention(tiny, tmp_path):
+    """Under "auto" a program holds the kernels of its platform, and that of the CPU none."""
+    config = tiny.config(tiny.token_spec(block=16), layers=1, attention=tiny.attention("auto", tile=8))
+    platforms = ("cpu", "tpu", "cuda")
+    export(Stream(config, 4, 4), tiny.model(config), tmp_path / "a", steps=(1,), platforms=platforms, facts=FACTS)
+    program = lambda platform: (tmp_path / "a" / f"step1.{platform}.jaxexp").read_bytes()
+    texts = {platform: jax.export.deserialize(bytearray(program(platform))).mlir_module() for platform in platforms}
+    kernels = {"tpu": "tpu_custom_call", "cuda": "triton"}
+    found = {platform: {name for name, call in kernels.items() if call in text} for platform, text in texts.items()}
+    assert found == {"cpu": set(), "tpu": {"tpu"}, "cuda": {"cuda"}}

@@ -24,4 +24,4 @@ def _tangent(q, k, v, dq, dk, dv, lists, key_valid, tail, d_tail, still, **numbe
     return on_device("cuda", run, q, k, v, dq, dk, dv, lists, key_valid, tail, d_tail)
 
 
-BACKEND = Backend(_forward, _backward, _tangent, unserved=lambda block, tile: "")
+BACKEND = Backend(_forward, _backward, _tangent, unserved=lambda block, tile, compiled: "")

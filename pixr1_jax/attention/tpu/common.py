@@ -31,7 +31,7 @@ INTERPRET: bool | pltpu.InterpretParams = True
 _LANES = 128
 
 
-def unserved(block: int, tile: int) -> str:
+def unserved(block: int, tile: int, compiled: bool) -> str:
     """Why the kernels do not serve blocks of `block` tokens in tiles of `tile`, with the fix; empty if they do."""
     if block % 16 or block > schedule.MAX_BLOCK:
         return (
@@ -39,7 +39,7 @@ def unserved(block: int, tile: int) -> str:
         )
     if tile > schedule.MAX_TILE:
         return f"needs tiles of at most {schedule.MAX_TILE} blocks, not {tile}; change the tile"
-    if jax.default_backend() == "tpu" and tile * block % _LANES:
+    if compiled and tile * block % _LANES:
         return f"needs tiles of a multiple of {_LANES} queries, not {tile} blocks of {block}; change the tile"
     return ""
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from pixr1_jax.attention.blocks import BlockLists
 
-GROUP = 8  # key blocks of a masked visit
+GROUP = 8  # key blocks of a masked visit, a power of two as are those of others: a scalar core has no division
 HEADER = 2  # numbers before the entries: entries without a mask, all entries
 MAX_TILE = 8  # query blocks of a tile, a bit each
 MAX_BLOCK = 256
@@ -138,13 +138,13 @@ def walk(schedule: Schedule, carry: Carry, visit: Callable[[Carry, list[Entry], 
       schedule: The tile's list.
       carry: Accumulators.
       visit: Takes accumulators, entries of a group, and whether they need a mask.
-      wide: Entries of a visit that needs no mask, a multiple of `GROUP`.
+      wide: Entries of a visit that needs no mask, a power of two.
 
     Returns:
       The accumulators after the last visit.
     """
     whole, count = schedule.counts()
-    trips = whole // wide
+    trips = whole >> (wide.bit_length() - 1)
 
     def unmasked(trip, carry):
         return visit(carry, [schedule.entry(trip * wide + i) for i in range(wide)], False)
@@ -154,5 +154,9 @@ def walk(schedule: Schedule, carry: Carry, visit: Callable[[Carry, list[Entry], 
         return visit(carry, [schedule.entry(first + i) for i in range(GROUP)], True)
 
     carry = jax.lax.fori_loop(0, trips, unmasked, carry)
-    rest = count - trips * wide
-    return jax.lax.fori_loop(0, (rest + GROUP - 1) // GROUP, masked, carry)
+    return jax.lax.fori_loop(0, groups(count - trips * wide), masked, carry)
+
+
+def groups(count: jax.Array | int) -> jax.Array | int:
+    """Groups that hold `count` entries."""
+    return (count + GROUP - 1) >> (GROUP.bit_length() - 1)

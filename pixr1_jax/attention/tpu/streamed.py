@@ -12,7 +12,7 @@ import jax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pixr1_jax.attention.tpu import common, softmax
+from pixr1_jax.attention.tpu import common, schedule, softmax
 from pixr1_jax.attention.tpu.common import Plan
 from pixr1_jax.attention.tpu.schedule import GROUP, HEADER, Schedule
 
@@ -56,7 +56,7 @@ def _kernel(list_ref, q_ref, k_ref, v_ref, *refs, plan: Plan, estimate: common.E
     def attend(tile, here):
         steps = common.schedule_of(plan, list_ref, tile, estimate)
         whole, count = steps.counts()
-        groups = (count + GROUP - 1) // GROUP
+        groups = schedule.groups(count)
         add = functools.partial(softmax.add, plan, q_ref[here, :])
 
         @pl.when(groups > 0)
@@ -64,7 +64,7 @@ def _kernel(list_ref, q_ref, k_ref, v_ref, *refs, plan: Plan, estimate: common.E
             start(_entries(steps, 0), 0)
 
         def visit(group, carry):
-            slot = group % 2
+            slot = group & 1
 
             @pl.when(group + 1 < groups)
             def _():
