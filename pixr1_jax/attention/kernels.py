@@ -127,8 +127,10 @@ def _rule(options: Options, primals, tangents):
     leaves, structure = jax.tree.flatten(tangents, is_leaf=is_zero)
     moves = [not is_zero(leaf) for leaf in leaves]
     still = 0
-    if tangents.past is not None and all(map(is_zero, tangents.past)):
-        still = tangents.past[0].shape[2] // options.block
+    if tangents.past is None or all(map(is_zero, tangents.past)):
+        still = 0 if tangents.past is None else tangents.past[0].shape[2] // options.block
+        if is_zero(tangents.k) and is_zero(tangents.v):
+            still += moving.k.shape[2] // options.block
 
     def direction(live) -> Moving:
         """The whole direction, from those of its leaves that are not zero."""

@@ -13,7 +13,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 from pixr1_jax.attention import api
 from pixr1_jax.attention.blocks import Tail, block_lists
-from pixr1_jax.attention.tpu import common, streamed
+from pixr1_jax.attention.tpu import plan, streamed
 
 BATCH, HEADS, DIM, BLOCK, QUERIES, KEYS, PAST, TILE = 2, 2, 32, 16, 5, 13, 6, 4
 SCALE = DIM**-0.5
@@ -139,16 +139,16 @@ def test_outputs_and_gradients_are_the_references(implementation, dtype, bounded
 
 @pytest.mark.parametrize("implementation", KERNELS)
 @variants
-@pytest.mark.parametrize("names", [("q", "k", "v", "tail"), ("q", "k", "v", "past", "tail")])
+@pytest.mark.parametrize("names", [("q",), ("q", "k", "v", "tail"), ("q", "k", "v", "past", "tail")])
 def test_tangents_are_jvps_of_the_reference(implementation, dtype, bounded, names):
-    """With a past that stands still, and with everything moving."""
+    """With keys that stand still, with a past that does, and with everything moving."""
     values, rest = problem(7, dtype)
     direction = draw_like(8, values, names)
     valid = (jnp.arange(BLOCK) < rest[1][..., None]).reshape(BATCH, -1)[..., None, None]
     at = PAST * BLOCK
     # Padding has no direction that anyone could mean.
-    for name, part in (("k", valid[:, at:]), ("v", valid[:, at:])):
-        direction[name] = jnp.where(part, direction[name], 0)
+    for name in direction.keys() & {"k", "v"}:
+        direction[name] = jnp.where(valid[:, at:], direction[name], 0)
     if "past" in direction:
         direction["past"] = tuple(jnp.where(valid[:, :at], x, 0) for x in direction["past"])
     out, tangent = tangents(implementation, values, rest, direction, bounded=bounded)
@@ -240,7 +240,7 @@ def test_under_scan_and_remat_in_a_shard_map(implementation):
 @pytest.mark.parametrize("bounded", [True, False])
 def test_windows_of_keys_are_merged(monkeypatch, bounded):
     """With so little vector memory that the keys come in several windows, the last of them not full."""
-    monkeypatch.setattr(common, "RESIDENT_BYTES", 1 << 18)
+    monkeypatch.setattr(plan, "RESIDENT_BYTES", 1 << 18)
     values, rest = problem(20)
     weight, direction = draw_like(21, values)["q"], draw_like(22, values, ("q",))
     run = lambda f, *extra: jax.jit(functools.partial(f.__wrapped__, *extra), static_argnames=("bounded",))
@@ -248,11 +248,11 @@ def test_windows_of_keys_are_merged(monkeypatch, bounded):
     assert_close(mine, gradients("reference", values, rest, weight), GRADIENT["float32"])
     mine = run(tangents, "pallas_tpu")(values, rest, direction, bounded=bounded)
     assert_close(mine, tangents("reference", values, rest, direction), GRADIENT["float32"])
-    plan = []
-    original = common.Plan.of
-    monkeypatch.setattr(common.Plan, "of", lambda *a, **k: plan.append(original(*a, **k)) or plan[-1])
+    made = []
+    original = plan.Plan.of
+    monkeypatch.setattr(plan.Plan, "of", lambda *a, **k: made.append(original(*a, **k)) or made[-1])
     attend("pallas_tpu", values, rest, bounded=bounded)
-    assert plan[0].windows > 1 and plan[0].windows * plan[0].window_blocks > KEYS
+    assert made[0].windows > 1 and made[0].windows * made[0].window_blocks > KEYS
 
 
 @pytest.mark.parametrize("mode", ["on_wait", "eager"])
@@ -260,7 +260,7 @@ def test_windows_of_keys_are_merged(monkeypatch, bounded):
 def test_few_blocks_of_many_are_fetched(monkeypatch, mode, bounded):
     """Both orders in which copies may arrive, over memory that starts as NaN."""
     params = pltpu.InterpretParams(dma_execution_mode=mode, uninitialized_memory="nan")
-    monkeypatch.setattr(common, "INTERPRET", params)
+    monkeypatch.setattr(plan, "INTERPRET", params)
     values, (seen, valid, weight) = problem(23, "float32", queries=4, keys=24)
     seen = seen & (jnp.cumsum(seen, axis=-1) <= 2)
     called = []

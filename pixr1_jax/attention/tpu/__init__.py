@@ -4,6 +4,6 @@ Off a TPU the kernels are interpreted, which only tests want.
 """
 
 from pixr1_jax.attention.backend import Backend
-from pixr1_jax.attention.tpu import backward, common, forward, tangent
+from pixr1_jax.attention.tpu import backward, forward, plan, tangent
 
-BACKEND = Backend(forward.forward, backward.backward, tangent.tangent, common.unserved)
+BACKEND = Backend(forward.forward, backward.backward, tangent.tangent, plan.unserved)

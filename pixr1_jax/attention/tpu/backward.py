@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from pixr1_jax.attention.blocks import BlockLists, Tail
-from pixr1_jax.attention.tpu import common, schedule
-from pixr1_jax.attention.tpu.common import Plan
+from pixr1_jax.attention.tpu import pieces, schedule, windows
+from pixr1_jax.attention.tpu.plan import Estimate, Plan, pallas_call
 
 WIDE = 8
 
@@ -60,7 +60,7 @@ def backward(
     read = jnp.isfinite(lse)
     d_out = d_out.astype(jnp.float32)
     if plan.online:
-        shift = jnp.where(read, lse / common.LN2, -common.LOWEST)
+        shift = jnp.where(read, lse / pieces.LN2, -pieces.LOWEST)
     else:
         # The kernel's exponentials are not divided by the denominator; what they are multiplied with is.
         d_out *= jnp.where(read, jnp.exp(-lse), 0.0)[..., None]
@@ -68,24 +68,24 @@ def backward(
     d_out = d_out.astype(q.dtype)
     delta = (d_out.astype(jnp.float32) * out.astype(jnp.float32)).sum(axis=-1)
     rows = [x[:, :, None, None] for x in (delta, shift)]
-    packed, q_, *rest = common.operands(plan, q, k, v, lists, key_valid, tail)
+    packed, q_, *rest = windows.operands(plan, q, k, v, lists, key_valid, tail)
     dq, dk, dv, *d_tail = call(plan, [packed, q_, d_out, *rows, *rest])
     dq = dq.sum(axis=2).astype(q.dtype)
     dk, dv = (x[:, :, : k.shape[2]].astype(k.dtype) for x in (dk, dv))
     if tail is None:
         return dq, dk, dv, None, None
-    d_tail_key, d_tail_value = (common.unpooled(plan, x).astype(tail.key.dtype) for x in d_tail)
+    d_tail_key, d_tail_value = (windows.unpooled(plan, x).astype(tail.key.dtype) for x in d_tail)
     return dq, dk, dv, d_tail_key, d_tail_value
 
 
-def call(plan: Plan, operands: Sequence[Any], estimate: common.Estimate | None = None):
+def call(plan: Plan, operands: Sequence[Any], estimate: Estimate | None = None):
     """The kernel over all tiles and windows."""
     keys = jax.ShapeDtypeStruct((plan.batch, plan.heads, plan.windows * plan.window_tokens, plan.dim), jnp.float32)
     pooled = plan.pooled_shape(jnp.float32)
     partial_dtype = plan.dtype if plan.windows == 1 else jnp.float32
     tail = 2 if plan.tail_rows else 0
     in_specs = [plan.list_spec(), plan.query_spec(), plan.query_spec(), plan.row_spec_of_row(), plan.row_spec_of_row()]
-    return common.pallas_call(
+    return pallas_call(
         plan,
         _kernel,
         estimate=estimate,
@@ -114,14 +114,14 @@ def _kernel(list_ref, q_ref, d_out_ref, delta_ref, shift_ref, k_ref, v_ref, *ref
         add = functools.partial(_add, plan, *rows_of)
 
         def visit(carry, entries, masked):
-            k, v = (common.fetch(ref, entries, plan.block) for ref in (k_ref, v_ref))
+            k, v = (pieces.fetch(ref, entries, plan.block) for ref in (k_ref, v_ref))
             mask = None
             if masked:
-                k, v = (common.clear_padding(x, entries, plan.block) for x in (k, v))
-                mask = common.mask(entries, plan)
+                k, v = (pieces.clear_padding(x, entries, plan.block) for x in (k, v))
+                mask = pieces.mask(entries, plan)
             dq, dk, dv = add(carry[0], k, v, mask)
             for i, entry in enumerate(entries):
-                part, rows = slice(i * plan.block, (i + 1) * plan.block), common.block_rows(entry.index, plan.block)
+                part, rows = slice(i * plan.block, (i + 1) * plan.block), pieces.block_rows(entry.index, plan.block)
                 dk_ref[rows, :] += dk[part]
                 dv_ref[rows, :] += dv[part]
             return (dq,)
@@ -129,26 +129,26 @@ def _kernel(list_ref, q_ref, d_out_ref, delta_ref, shift_ref, k_ref, v_ref, *ref
         dq = jnp.zeros((plan.dim, plan.tile_tokens), jnp.float32)
         if tail_refs:
             key_ref, value_ref, weight_ref = tail_refs
-            for rows in common.tail_slices(plan):
-                weight = common.tail_weight(weight_ref, tile, rows, plan)
+            for rows in pieces.tail_slices(plan):
+                weight = pieces.tail_weight(weight_ref, tile, rows, plan)
                 dq, dk, dv = add(dq, key_ref[rows, :], value_ref[rows, :], weight)
                 d_tail_refs[0][rows, :] += dk
                 d_tail_refs[1][rows, :] += dv
-        (dq,) = schedule.walk(common.schedule_of(plan, list_ref, tile, estimate), (dq,), visit, WIDE)
+        (dq,) = schedule.walk(pieces.schedule_of(plan, list_ref, tile, estimate), (dq,), visit, WIDE)
         dq_ref[here, :] = (plan.scale * dq).T.astype(dq_ref.dtype)
 
-    common.each_tile(plan, attend, estimate)
+    pieces.each_tile(plan, attend, estimate)
 
 
 def _add(plan, q, d_out, delta, shift, dq, k, v, weight):
     """Adds the part of key rows [keys, dim] to the queries' gradient; returns theirs and the values' gradient too."""
-    scores = common.dot(k, q, 1, 1) * (plan.scale / common.LN2)
+    scores = pieces.dot(k, q, 1, 1) * (plan.scale / pieces.LN2)
     if plan.online:
         scores -= shift
     p = jnp.exp2(scores)
     if weight is not None:
         p *= weight
-    dv = common.dot(p.astype(v.dtype), d_out, 1, 0)
-    d_scores = (p * (common.dot(v, d_out, 1, 1) - delta)).astype(k.dtype)
-    dk = plan.scale * common.dot(d_scores, q, 1, 0)
-    return dq + common.dot(k, d_scores, 0, 0), dk, dv
+    dv = pieces.dot(p.astype(v.dtype), d_out, 1, 0)
+    d_scores = (p * (pieces.dot(v, d_out, 1, 1) - delta)).astype(k.dtype)
+    dk = plan.scale * pieces.dot(d_scores, q, 1, 0)
+    return dq + pieces.dot(k, d_scores, 0, 0), dk, dv

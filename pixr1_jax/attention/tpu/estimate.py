@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from pixr1_jax.attention.blocks import BlockLists, Tail
 from pixr1_jax.attention.tpu import backward, forward, schedule, streamed, tangent
-from pixr1_jax.attention.tpu.common import Estimate, Plan
+from pixr1_jax.attention.tpu.plan import Estimate, Plan
 
 VARIANTS = ("forward", "forward_online", "forward_streamed", "backward", "tangent", "tangent_still")
 TILE_TOKENS = 512

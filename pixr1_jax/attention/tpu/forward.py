@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from pixr1_jax.attention.blocks import BlockLists, Tail
-from pixr1_jax.attention.tpu import common, schedule, softmax, streamed
-from pixr1_jax.attention.tpu.common import Plan
+from pixr1_jax.attention.tpu import pieces, schedule, softmax, streamed, windows
+from pixr1_jax.attention.tpu.plan import Estimate, Plan, pallas_call
 
 WIDE = 16
 # A block fetched by a tile of its own costs about this much more than its share of a window that all tiles read.
@@ -54,14 +54,14 @@ def forward(
         # Keys and values, each twice, so that the next head's arrive while this one's are read.
         plan = Plan.of(q, k, lists, tail, bytes_a_value=4 * k.dtype.itemsize, **sizes)
         kernel = call
-    out, lse = kernel(plan, common.operands(plan, q, k, v, lists, key_valid, tail))
-    return common.merge(out, lse, q.dtype)
+    out, lse = kernel(plan, windows.operands(plan, q, k, v, lists, key_valid, tail))
+    return windows.merge(out, lse, q.dtype)
 
 
-def call(plan: Plan, operands: Sequence[Any], estimate: common.Estimate | None = None):
+def call(plan: Plan, operands: Sequence[Any], estimate: Estimate | None = None):
     """The kernel over all tiles and windows: outputs [batch, heads, windows, ...] to be merged."""
     partial_dtype = plan.dtype if plan.windows == 1 else jnp.float32
-    return common.pallas_call(
+    return pallas_call(
         plan,
         _kernel,
         estimate=estimate,
@@ -72,23 +72,23 @@ def call(plan: Plan, operands: Sequence[Any], estimate: common.Estimate | None =
     )(*operands)
 
 
-def _kernel(list_ref, q_ref, k_ref, v_ref, *refs, plan: Plan, estimate: common.Estimate | None):
+def _kernel(list_ref, q_ref, k_ref, v_ref, *refs, plan: Plan, estimate: Estimate | None):
     *tail_refs, out_ref, lse_ref = refs
 
     def attend(tile, here):
         add = functools.partial(softmax.add, plan, q_ref[here, :])
 
         def visit(carry, entries, masked):
-            k, v = (common.fetch(ref, entries, plan.block) for ref in (k_ref, v_ref))
+            k, v = (pieces.fetch(ref, entries, plan.block) for ref in (k_ref, v_ref))
             mask = None
             if masked:
-                k, v = (common.clear_padding(x, entries, plan.block) for x in (k, v))
-                mask = common.mask(entries, plan)
+                k, v = (pieces.clear_padding(x, entries, plan.block) for x in (k, v))
+                mask = pieces.mask(entries, plan)
             return add(carry, k, v, mask)
 
         carry = softmax.add_tail(plan, add, softmax.empty(plan), tail_refs, tile)
-        carry = schedule.walk(common.schedule_of(plan, list_ref, tile, estimate), carry, visit, WIDE)
+        carry = schedule.walk(pieces.schedule_of(plan, list_ref, tile, estimate), carry, visit, WIDE)
         out, lse_ref[:, here] = softmax.finish(plan, carry)
         out_ref[here, :] = out.astype(out_ref.dtype)
 
-    common.each_tile(plan, attend, estimate)
+    pieces.each_tile(plan, attend, estimate)

@@ -9,8 +9,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from pixr1_jax.attention.tpu import common
-from pixr1_jax.attention.tpu.common import Plan
+from pixr1_jax.attention.tpu import pieces
+from pixr1_jax.attention.tpu.plan import Plan
 from pixr1_jax.attention.tpu.schedule import Carry
 
 
@@ -18,16 +18,16 @@ def empty(plan: Plan) -> Carry:
     """Sums of no keys: weighted values [dim, queries], weights [8, queries], and the running maximum if one is kept."""
     queries = plan.tile_tokens
     carry = (jnp.zeros((plan.dim, queries), jnp.float32), jnp.zeros((8, queries), jnp.float32))
-    return (*carry, jnp.full((1, queries), common.LOWEST, jnp.float32)) if plan.online else carry
+    return (*carry, jnp.full((1, queries), pieces.LOWEST, jnp.float32)) if plan.online else carry
 
 
 def add(plan: Plan, q: jax.Array, carry: Carry, k: jax.Array, v: jax.Array, weight: jax.Array | None) -> Carry:
     """Adds key rows [keys, dim] to the sums of a tile; `weight` float32 [keys, queries], or None for ones."""
     out, total, *peak = carry
-    scores = common.dot(k, q, 1, 1) * (plan.scale / common.LN2)  # base-2 logits
+    scores = pieces.dot(k, q, 1, 1) * (plan.scale / pieces.LN2)  # base-2 logits
     if plan.online:
         if weight is not None:
-            scores = jnp.where(weight > 0, scores, common.LOWEST)
+            scores = jnp.where(weight > 0, scores, pieces.LOWEST)
         higher = jnp.maximum(peak[0], scores.max(axis=0, keepdims=True))
         shrink = jnp.exp2(peak[0] - higher)
         out, total, peak = out * shrink, total * shrink, [higher]
@@ -35,8 +35,8 @@ def add(plan: Plan, q: jax.Array, carry: Carry, k: jax.Array, v: jax.Array, weig
     p = jnp.exp2(scores)
     if weight is not None:
         p *= weight
-    total += common.partial_sum(p)
-    out += common.dot(v, p.astype(v.dtype), 0, 0)
+    total += pieces.partial_sum(p)
+    out += pieces.dot(v, p.astype(v.dtype), 0, 0)
     return (out, total, *peak)
 
 
@@ -45,8 +45,8 @@ def add_tail(plan: Plan, add: Callable, carry: Carry, refs, tile: jax.Array) -> 
     if not refs:
         return carry
     key_ref, value_ref, weight_ref = refs
-    for rows in common.tail_slices(plan):
-        carry = add(carry, key_ref[rows, :], value_ref[rows, :], common.tail_weight(weight_ref, tile, rows, plan))
+    for rows in pieces.tail_slices(plan):
+        carry = add(carry, key_ref[rows, :], value_ref[rows, :], pieces.tail_weight(weight_ref, tile, rows, plan))
     return carry
 
 
@@ -55,4 +55,4 @@ def finish(plan: Plan, carry: Carry) -> tuple[jax.Array, jax.Array]:
     out, total, *peak = carry
     total = total.sum(axis=0, keepdims=True)
     lse = jnp.log(total)
-    return jnp.where(total > 0, out / total, 0.0).T, lse + common.LN2 * peak[0] if plan.online else lse
+    return jnp.where(total > 0, out / total, 0.0).T, lse + pieces.LN2 * peak[0] if plan.online else lse

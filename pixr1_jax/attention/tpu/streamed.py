@@ -12,16 +12,16 @@ import jax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pixr1_jax.attention.tpu import common, schedule, softmax
-from pixr1_jax.attention.tpu.common import Plan
+from pixr1_jax.attention.tpu import pieces, schedule, softmax
+from pixr1_jax.attention.tpu.plan import Estimate, Plan, pallas_call
 from pixr1_jax.attention.tpu.schedule import GROUP, HEADER, Schedule
 
 
-def call(plan: Plan, operands: Sequence[Any], estimate: common.Estimate | None = None):
+def call(plan: Plan, operands: Sequence[Any], estimate: Estimate | None = None):
     """The kernel over all tiles; as `forward.call`, in one window."""
     anywhere = pl.BlockSpec(memory_space=pl.ANY)
     group = pltpu.VMEM((2, GROUP * plan.block, plan.dim), plan.dtype)
-    return common.pallas_call(
+    return pallas_call(
         plan,
         _kernel,
         estimate=estimate,
@@ -34,7 +34,7 @@ def call(plan: Plan, operands: Sequence[Any], estimate: common.Estimate | None =
     )(*operands)
 
 
-def _kernel(list_ref, q_ref, k_ref, v_ref, *refs, plan: Plan, estimate: common.Estimate | None):
+def _kernel(list_ref, q_ref, k_ref, v_ref, *refs, plan: Plan, estimate: Estimate | None):
     *tail_refs, out_ref, lse_ref, key_buffer, value_buffer, arrived = refs
     pairs = ((k_ref, key_buffer), (v_ref, value_buffer))
     # Read here: a condition's branch may not ask where the grid stands.
@@ -45,7 +45,7 @@ def _kernel(list_ref, q_ref, k_ref, v_ref, *refs, plan: Plan, estimate: common.E
         for i, entry in enumerate(entries):
             here = pl.ds(i * plan.block, plan.block)
             for which, (source, buffer) in enumerate(pairs):
-                rows = source.at[(*row, common.block_rows(entry.index, plan.block))]
+                rows = source.at[(*row, pieces.block_rows(entry.index, plan.block))]
                 pltpu.make_async_copy(rows, buffer.at[slot, here], arrived.at[slot, which]).start()
 
     def wait(slot):
@@ -54,7 +54,7 @@ def _kernel(list_ref, q_ref, k_ref, v_ref, *refs, plan: Plan, estimate: common.E
             pltpu.make_async_copy(buffer.at[slot], buffer.at[slot], arrived.at[slot, which]).wait()
 
     def attend(tile, here):
-        steps = common.schedule_of(plan, list_ref, tile, estimate)
+        steps = pieces.schedule_of(plan, list_ref, tile, estimate)
         whole, count = steps.counts()
         groups = schedule.groups(count)
         add = functools.partial(softmax.add, plan, q_ref[here, :])
@@ -75,8 +75,8 @@ def _kernel(list_ref, q_ref, k_ref, v_ref, *refs, plan: Plan, estimate: common.E
             entries = _entries(steps, group)
 
             def masked(carry):
-                clean_k, clean_v = (common.clear_padding(x, entries, plan.block) for x in (k, v))
-                return add(carry, clean_k, clean_v, common.mask(entries, plan))
+                clean_k, clean_v = (pieces.clear_padding(x, entries, plan.block) for x in (k, v))
+                return add(carry, clean_k, clean_v, pieces.mask(entries, plan))
 
             unmasked = lambda carry: add(carry, k, v, None)
             if estimate is not None:
@@ -88,7 +88,7 @@ def _kernel(list_ref, q_ref, k_ref, v_ref, *refs, plan: Plan, estimate: common.E
         out, lse_ref[:, here] = softmax.finish(plan, carry)
         out_ref[here, :] = out.astype(out_ref.dtype)
 
-    common.each_tile(plan, attend, estimate)
+    pieces.each_tile(plan, attend, estimate)
 
 
 def _entries(steps: Schedule, group):

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from pixr1_jax.attention.blocks import BlockLists, Tail
-from pixr1_jax.attention.tpu import common, schedule
-from pixr1_jax.attention.tpu.common import Plan
+from pixr1_jax.attention.tpu import pieces, schedule, windows
+from pixr1_jax.attention.tpu.plan import Estimate, Plan, pallas_call
 
 WIDE = 8
 
@@ -65,28 +65,28 @@ def tangent(
     plan = Plan.of(q, k, lists, tail, bytes_a_value=held, **sizes)
     if plan.windows > 1:
         plan = Plan.of(q, k, lists, tail, bytes_a_value=8 * size, **sizes)
-    operands = common.operands(plan, q, k, v, lists, key_valid, tail)
-    directions = [dq, *(common.padded_keys(plan, x)[:, :, first_held(plan, still) * block :] for x in (dk, dv))]
+    operands = windows.operands(plan, q, k, v, lists, key_valid, tail)
+    directions = [dq, *(windows.padded_keys(plan, x)[:, :, first_held(plan, still) * block :] for x in (dk, dv))]
     if tail is not None:
         assert d_tail is not None, "a tail moves with its keys"
-        directions += [common.pooled_rows(plan, x) for x in d_tail]
+        directions += [windows.pooled_rows(plan, x) for x in d_tail]
     out, d_out, lse, d_lse = call(plan, operands + directions, still)
     lse, d_lse = lse[:, :, :, 0], d_lse[:, :, :, 0]
     if plan.windows == 1:
         return out[:, :, 0], d_out[:, :, 0]
-    share = common.shares(lse, jax.nn.logsumexp(lse, axis=2))
+    share = windows.shares(lse, jax.nn.logsumexp(lse, axis=2))
     # The share of a window moves by how much faster its denominator grows than all of them.
     d_share = share * (d_lse - (share * d_lse).sum(axis=2, keepdims=True))
     d_out = (d_out * share[..., None] + out * d_share[..., None]).sum(axis=2)
     return (out * share[..., None]).sum(axis=2).astype(q.dtype), d_out.astype(q.dtype)
 
 
-def call(plan: Plan, operands: Sequence[Any], still: int, estimate: common.Estimate | None = None):
+def call(plan: Plan, operands: Sequence[Any], still: int, estimate: Estimate | None = None):
     """The kernel over all tiles and windows."""
     partial_dtype = plan.dtype if plan.windows == 1 else jnp.float32
     moving = plan.key_spec(first=first_held(plan, still))
     tail = 2 if plan.tail_rows else 0
-    return common.pallas_call(
+    return pallas_call(
         plan,
         functools.partial(_kernel, still=still),
         estimate=estimate,
@@ -119,21 +119,21 @@ def _kernel(list_ref, q_ref, k_ref, v_ref, *refs, plan: Plan, still: int, estima
         add = functools.partial(_add, plan, q_ref[here, :], dq_ref[here, :])
 
         def moved(carry, entries, k, v, mask):
-            dk, dv = (common.fetch(ref, entries, plan.block, first) for ref in (dk_ref, dv_ref))
+            dk, dv = (pieces.fetch(ref, entries, plan.block, first) for ref in (dk_ref, dv_ref))
             if mask is not None or not all_move:
                 # Entries that nobody reads name block 0, which may hold anything.
                 counts = [
                     jnp.where((entry.seen > 0) & (entry.index >= moving_from), entry.valid, 0) for entry in entries
                 ]
-                dk, dv = (common.keep_rows(x, counts, plan.block) for x in (dk, dv))
+                dk, dv = (pieces.keep_rows(x, counts, plan.block) for x in (dk, dv))
             return add(carry, k, v, dk, dv, mask)
 
         def visit(carry, entries, masked):
-            k, v = (common.fetch(ref, entries, plan.block) for ref in (k_ref, v_ref))
+            k, v = (pieces.fetch(ref, entries, plan.block) for ref in (k_ref, v_ref))
             mask = None
             if masked:
-                k, v = (common.clear_padding(x, entries, plan.block) for x in (k, v))
-                mask = common.mask(entries, plan)
+                k, v = (pieces.clear_padding(x, entries, plan.block) for x in (k, v))
+                mask = pieces.mask(entries, plan)
             if all_move:
                 return moved(carry, entries, k, v, mask)
             if estimate is not None:
@@ -150,13 +150,13 @@ def _kernel(list_ref, q_ref, k_ref, v_ref, *refs, plan: Plan, still: int, estima
         wide, narrow = jnp.zeros((plan.dim, queries), jnp.float32), jnp.zeros((8, queries), jnp.float32)
         carry = (wide, narrow, wide, narrow)
         if plan.online:
-            carry = (*carry, jnp.full((1, queries), common.LOWEST, jnp.float32))
+            carry = (*carry, jnp.full((1, queries), pieces.LOWEST, jnp.float32))
         if tail_refs:
             key_ref, value_ref, weight_ref = tail_refs
-            for rows in common.tail_slices(plan):
+            for rows in pieces.tail_slices(plan):
                 k, v, dk, dv = (ref[rows, :] for ref in (key_ref, value_ref, *d_tail_refs))
-                carry = add(carry, k, v, dk, dv, common.tail_weight(weight_ref, tile, rows, plan))
-        steps = common.schedule_of(plan, list_ref, tile, estimate)
+                carry = add(carry, k, v, dk, dv, pieces.tail_weight(weight_ref, tile, rows, plan))
+        steps = pieces.schedule_of(plan, list_ref, tile, estimate)
         out, total, d_out, d_total, *peak = schedule.walk(steps, carry, visit, WIDE)
 
         total, d_total = (x.sum(axis=0, keepdims=True) for x in (total, d_total))
@@ -165,27 +165,27 @@ def _kernel(list_ref, q_ref, k_ref, v_ref, *refs, plan: Plan, still: int, estima
         out_ref[here, :] = out.T.astype(out_ref.dtype)
         d_out_ref[here, :] = (d_out * inverse - out * d_lse).T.astype(d_out_ref.dtype)
         lse = jnp.log(total)
-        lse_ref[:, here] = lse + common.LN2 * peak[0] if plan.online else lse
+        lse_ref[:, here] = lse + pieces.LN2 * peak[0] if plan.online else lse
         d_lse_ref[:, here] = d_lse
 
-    common.each_tile(plan, attend, estimate)
+    pieces.each_tile(plan, attend, estimate)
 
 
 def first_held(plan: Plan, still: int) -> int:
-    """The first key block whose direction is held in vector memory; with several windows all of them are."""
-    return still if plan.windows == 1 else 0
+    """The first key block whose direction is held in vector memory: one at least, and of several windows all."""
+    return min(still, plan.window_blocks - 1) if plan.windows == 1 else 0
 
 
 def _add(plan, q, dq, carry, k, v, dk, dv, weight):
     """Adds key rows to the sums of outputs and of their derivatives; `dk` and `dv` are None where nothing moves."""
     out, total, d_out, d_total, *peak = carry
-    scores = common.dot(k, q, 1, 1) * (plan.scale / common.LN2)  # base-2 logits, [keys, queries]
-    d_scores = common.dot(k, dq, 1, 1)
+    scores = pieces.dot(k, q, 1, 1) * (plan.scale / pieces.LN2)  # base-2 logits, [keys, queries]
+    d_scores = pieces.dot(k, dq, 1, 1)
     if dk is not None:
-        d_scores += common.dot(dk, q, 1, 1)
+        d_scores += pieces.dot(dk, q, 1, 1)
     if plan.online:
         if weight is not None:
-            scores = jnp.where(weight > 0, scores, common.LOWEST)
+            scores = jnp.where(weight > 0, scores, pieces.LOWEST)
         higher = jnp.maximum(peak[0], scores.max(axis=0, keepdims=True))
         shrink = jnp.exp2(peak[0] - higher)
         out, total, d_out, d_total = (x * shrink for x in (out, total, d_out, d_total))
@@ -196,10 +196,10 @@ def _add(plan, q, dq, carry, k, v, dk, dv, weight):
         p *= weight
     dp = p * (plan.scale * d_scores)
     low = p.astype(v.dtype)
-    out += common.dot(v, low, 0, 0)
-    total += common.partial_sum(p)
-    d_out += common.dot(v, dp.astype(v.dtype), 0, 0)
-    d_total += common.partial_sum(dp)
+    out += pieces.dot(v, low, 0, 0)
+    total += pieces.partial_sum(p)
+    d_out += pieces.dot(v, dp.astype(v.dtype), 0, 0)
+    d_total += pieces.partial_sum(dp)
     if dv is not None:
-        d_out += common.dot(dv, low, 0, 0)
+        d_out += pieces.dot(dv, low, 0, 0)
     return (out, total, d_out, d_total, *peak)

@@ -1,4 +1,4 @@
-"""What the TPU kernels share: sizes and block specs of a call, and the small pieces of a visit.
+"""A call of a TPU kernel: its static sizes, its block specs, and how it is launched.
 
 The grid is (batch, head, window, step). A window of one head's keys and values stays in vector memory while all tiles
 pass by, some in each step: the next window is fetched during the last step of this one, which should have work enough
@@ -8,8 +8,7 @@ denominators.
 
 import dataclasses
 import functools
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -20,10 +19,7 @@ from jax.experimental.pallas import tpu as pltpu
 from pixr1_jax.attention.backend import on_device
 from pixr1_jax.attention.blocks import BlockLists, Tail
 from pixr1_jax.attention.tpu import schedule
-from pixr1_jax.attention.tpu.schedule import Entry
 
-LN2 = math.log(2.0)
-LOWEST = -1e30
 RESIDENT_BYTES = 40 << 20  # of a window; v5p has 64 MiB of vector memory, v5e and v6e have 128
 LIMIT_BYTES = 60 << 20
 STEP_BYTES = 1 << 20  # of the queries of a step
@@ -264,151 +260,6 @@ def pallas_call(
     if estimate is not None:
         return lambda _, *operands: run(*operands, interpret=False)
     return functools.partial(on_device, "tpu", run)
-
-
-def operands(plan: Plan, q, k, v, lists: BlockLists, key_valid, tail: Tail | None) -> list[jax.Array]:
-    """What every kernel reads first: packed lists, queries, keys, values, pseudo-tokens."""
-    packed = schedule.packed_lists(lists, key_valid, plan.window_blocks, plan.windows)
-    return [packed, q, *(padded_keys(plan, x) for x in (k, v)), *tail_operands(plan, tail)]
-
-
-def padded_keys(plan: Plan, x: jax.Array) -> jax.Array:
-    """Keys or values of whole windows."""
-    spare = plan.windows * plan.window_tokens - x.shape[2]
-    return jnp.pad(x, [(0, 0), (0, 0), (0, spare), (0, 0)]) if spare else x
-
-
-def pooled_rows(plan: Plan, x: jax.Array) -> jax.Array:
-    """Pseudo-tokens [batch, heads, key_blocks, dim] by window, each padded to whole vectors."""
-    return _by_window(plan, x, axis=2)
-
-
-def _by_window(plan: Plan, x: jax.Array, axis: int) -> jax.Array:
-    """Splits an axis of key blocks into windows of `tail_rows`."""
-    pad = lambda x, axis, size: jnp.pad(x, [(0, size - x.shape[i] if i == axis else 0) for i in range(x.ndim)])
-    x = pad(x, axis, plan.windows * plan.window_blocks)
-    x = x.reshape(*x.shape[:axis], plan.windows, plan.window_blocks, *x.shape[axis + 1 :])
-    return pad(x, axis + 1, plan.tail_rows)
-
-
-def unpooled(plan: Plan, x: jax.Array) -> jax.Array:
-    """The inverse of `pooled_rows`."""
-    x = x[:, :, :, : plan.window_blocks].reshape(plan.batch, plan.heads, -1, plan.dim)
-    return x[:, :, : plan.key_blocks]
-
-
-def tail_operands(plan: Plan, tail: Tail | None) -> list[jax.Array]:
-    """Keys, values and weights of the pseudo-tokens, for `Plan.tail_specs`."""
-    if tail is None:
-        return []
-    spare = plan.tiles * plan.tile - tail.weight.shape[2]
-    weight = jnp.pad(tail.weight.astype(jnp.float32), [(0, 0), (0, 0), (0, spare), (0, 0)])
-    weight = weight.reshape(*weight.shape[:2], plan.tiles, plan.tile, -1)
-    weight = jnp.swapaxes(_by_window(plan, weight, axis=4), 3, 4)  # [batch, lists, tiles, windows, tile, tail_rows]
-    return [pooled_rows(plan, tail.key), pooled_rows(plan, tail.value), weight]
-
-
-def merge(out: jax.Array, lse: jax.Array, dtype) -> tuple[jax.Array, jax.Array]:
-    """Results of windows into one: outputs [batch, heads, windows, queries, dim] by their denominators."""
-    lse = lse[:, :, :, 0]
-    if out.shape[2] == 1:
-        return out[:, :, 0].astype(dtype), lse[:, :, 0]
-    total = jax.nn.logsumexp(lse, axis=2)
-    share = shares(lse, total)
-    return (out * share[..., None]).sum(axis=2).astype(dtype), total
-
-
-def shares(lse: jax.Array, total: jax.Array) -> jax.Array:
-    """Part of each window in the softmax, [batch, heads, windows, queries]; zeros where nothing is read."""
-    read = jnp.isfinite(total)[:, :, None]
-    return jnp.where(read, jnp.exp(lse - jnp.where(read, total[:, :, None], 0.0)), 0.0)
-
-
-###########################################################################
-# Inside a kernel.
-
-
-def each_tile(plan: Plan, visit: Callable[[jax.Array, Any], None], estimate: Estimate | None) -> None:
-    """Calls `visit` with the number of each tile of this step, and the slice of its queries in the step."""
-
-    def one(tile, _):
-        visit(tile, pl.ds(pl.multiple_of(tile * plan.tile_tokens, plan.tile_tokens), plan.tile_tokens))
-
-    # The compiler's estimator fails on some loops within loops.
-    jax.lax.fori_loop(0, plan.step, one, None, unroll=estimate is not None)
-
-
-def schedule_of(plan: Plan, list_ref, tile: jax.Array, estimate: Estimate | None) -> schedule.Schedule:
-    """The walk of a tile of this step."""
-    if estimate is None:
-        return schedule.Listed(list_ref, tile)
-    tile += pl.program_id(3) * plan.step
-    return schedule.Arithmetic(tile, estimate.whole, estimate.masked, plan.window_blocks, plan.tile, plan.block)
-
-
-def dot(a: jax.Array, b: jax.Array, over_a: int, over_b: int) -> jax.Array:
-    """Product over one axis of each, float32; operands in float32 are not rounded."""
-    precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
-    dimensions = (((over_a,), (over_b,)), ((), ()))
-    return jax.lax.dot_general(a, b, dimensions, precision=precision, preferred_element_type=jnp.float32)
-
-
-def fetch(ref, entries: Sequence[Entry], block: int, first: int = 0) -> jax.Array:
-    """Rows of the entries' blocks, [len(entries) * block, dim]; `ref` begins at block `first`."""
-    rows = [
-        ref[block_rows(jnp.maximum(entry.index - first, 0) if first else entry.index, block), :] for entry in entries
-    ]
-    return jnp.concatenate(rows, axis=0)
-
-
-def block_rows(index: jax.Array, block: int):
-    """The rows of a block."""
-    return pl.ds(pl.multiple_of(index * block, block), block)
-
-
-def clear_padding(x: jax.Array, entries: Sequence[Entry], block: int) -> jax.Array:
-    """Zeros in rows that are not valid or read by nobody: they may hold anything, NaN included."""
-    return keep_rows(x, [jnp.where(entry.seen > 0, entry.valid, 0) for entry in entries], block)
-
-
-def keep_rows(x: jax.Array, counts: Sequence[jax.Array], block: int) -> jax.Array:
-    """Zeros in all but the first rows of each block, as many as its count."""
-    row = jax.lax.broadcasted_iota(jnp.int32, (block, 1), 0)
-    # Selected in float32: v5e has no vectors of bfloat16.
-    blocks = [x[i * block : (i + 1) * block].astype(jnp.float32) for i in range(len(counts))]
-    kept = [jnp.where(row < count, rows, 0.0) for count, rows in zip(counts, blocks, strict=True)]
-    return jnp.concatenate(kept, axis=0).astype(x.dtype)
-
-
-def mask(entries: Sequence[Entry], plan: Plan) -> jax.Array:
-    """Who reads which row of a visit: float32 [keys, queries], ones and zeros."""
-    row = jax.lax.broadcasted_iota(jnp.int32, (plan.block, 1), 0)
-    lane = jax.lax.broadcasted_iota(jnp.int32, (1, plan.tile_tokens), 1)
-    query_block = sum((lane >= i * plan.block).astype(jnp.int32) for i in range(1, plan.tile)) + jnp.zeros_like(lane)
-    parts = []
-    for entry in entries:
-        alive = (row < entry.valid).astype(jnp.float32)
-        reads = ((entry.seen >> query_block) & 1).astype(jnp.float32)
-        parts.append(alive * reads)
-    return jnp.concatenate(parts, axis=0)
-
-
-def partial_sum(x: jax.Array) -> jax.Array:
-    """Sums rows down to the 8 of a vector register, [8, queries]."""
-    return x.reshape(x.shape[0] // 8, 8, x.shape[1]).sum(axis=0)
-
-
-def tail_slices(plan: Plan) -> list[slice]:
-    """Rows of pseudo-tokens, a visit's worth at a time."""
-    step = 1024
-    return [slice(first, min(first + step, plan.tail_rows)) for first in range(0, plan.tail_rows, step)]
-
-
-def tail_weight(ref, tile: jax.Array, rows: slice, plan: Plan) -> jax.Array:
-    """Weights of pseudo-tokens for every query of a tile, float32 [rows, queries]."""
-    by_block = ref[tile, :, rows].T  # [rows, tile]
-    parts = [jnp.broadcast_to(by_block[:, i : i + 1], (by_block.shape[0], plan.block)) for i in range(plan.tile)]
-    return jnp.concatenate(parts, axis=1)
 
 
 def _whole(x: int, step: int) -> int:
