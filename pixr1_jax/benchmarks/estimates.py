@@ -30,7 +30,7 @@ _QUERIES, _LISTED = (512, 1024), (32, 64)
 # queries the first fetch is nothing, and simulating another head is dear.
 _STEADY = ("streaming",)
 # XLA's backward pass takes the profiler many minutes.
-_PEERS = (("flash_attention", "forward"), ("flash_attention", "backward"), ("xla", "forward"))
+_PEERS = (("flash_attention", "forward"), ("xla", "forward"), ("flash_attention", "backward"))
 _FLASH_BLOCKS = ((512, 1024), (1024, 1024))
 _FLASH_QUERIES, _FLASH_KEYS = (2, 3), (2, 3)  # blocks; with a single key block the peer takes another kernel
 
@@ -64,18 +64,31 @@ class Sweep:
     ours: str = OURS
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Yields the key of each row, peers first: what `estimate` takes."""
-        for chip, dim, shape in itertools.product(self.chips, self.dims, self.shapes):
-            base = {"chip": chip, "shape": shape.name, "queries": shape.queries, "keys": shape.keys, "dim": dim}
-            for kernel, variant in _PEERS if self.peers and shape == TRAINING else ():
-                yield {**base, "kernel": kernel, "variant": variant, "density": 1.0, "tail": False}
+        """Yields the key of each row, what `estimate` takes; the peers, which are slow to simulate, come last."""
+        if self.peers:
+            ours = dataclasses.replace(self, peers=False)
+            yield from ours
+            for (kernel, variant), dim, chip in itertools.product(_PEERS, self.dims, self.chips):
+                yield {
+                    **_base(chip, dim, TRAINING),
+                    "kernel": kernel,
+                    "variant": variant,
+                    "density": 1.0,
+                    "tail": False,
+                }
+            return
+        for dim, shape, chip in itertools.product(self.dims, self.shapes, self.chips):
             for variant in shape.variants:
+                row = {**_base(chip, dim, shape), "kernel": "ours", "variant": variant}
                 for density in self.densities:
-                    if listed_blocks(shape.keys, density) % _GROUP:
-                        continue
-                    yield {**base, "kernel": "ours", "variant": variant, "density": density, "tail": False}
+                    if listed_blocks(shape.keys, density) % _GROUP == 0:
+                        yield {**row, "density": density, "tail": False}
                 for density in self.tail_densities:
-                    yield {**base, "kernel": "ours", "variant": variant, "density": density, "tail": True}
+                    yield {**row, "density": density, "tail": True}
+
+
+def _base(chip: str, dim: int, shape: Shape) -> dict[str, Any]:
+    return {"chip": chip, "shape": shape.name, "queries": shape.queries, "keys": shape.keys, "dim": dim}
 
 
 def estimate(compiler: Compiler, row: Mapping[str, Any], ours: str = OURS) -> dict[str, Any]:

@@ -20,9 +20,9 @@ QUICK_DENSITIES = (1.0, 0.125)
 
 
 def run_aot(
-    sweep: estimates.Sweep, out: str | os.PathLike[str], command: str, timeout: float = 300.0
+    sweep: estimates.Sweep, out: str | os.PathLike[str], command: str, timeout: float = 120.0
 ) -> dict[str, Any]:
-    """Estimates a sweep and writes `kernels-aot.json` and `.png`.
+    """Estimates a sweep and writes `kernels-aot.json` and `.png`, what there is of them every few rows.
 
     Args:
       sweep: What to estimate.
@@ -34,13 +34,7 @@ def run_aot(
       The table.
     """
     todo = list(sweep)
-    rows = []
-    with Compiler(timeout) as compiler, progress.track(len(todo), "estimating") as tracker:
-        for key in todo:
-            rows.append(estimates.estimate(compiler, key, sweep.ours))
-            tracker.advance(now=f"{key['chip']} {key['kernel']} {key['variant']} {key['density']:g}")
-    if all("error" in row for row in rows):
-        raise ValueError(f"nothing could be estimated; the first reason: {rows[0]['error']}")
+    rows: list[dict[str, Any]] = []
     table = {
         "title": "Compiler estimates, no TPU was used",
         **results.provenance(command),
@@ -48,6 +42,14 @@ def run_aot(
         "chips": {name: dataclasses.asdict(CHIPS[name]) for name in sweep.chips},
         "rows": rows,
     }
+    with Compiler(timeout) as compiler, progress.track(len(todo), "estimating") as tracker:
+        for key in todo:
+            rows.append(estimates.estimate(compiler, key, sweep.ours))
+            tracker.advance(now=f"{key['chip']} {key['kernel']} {key['variant']} {key['density']:g}")
+            if len(rows) % 10 == 0:
+                results.write(out, "kernels-aot", table)
+    if all("error" in row for row in rows):
+        raise ValueError(f"nothing could be estimated; the first reason: {rows[0]['error']}")
     return _finish(table, out, "kernels-aot")
 
 
