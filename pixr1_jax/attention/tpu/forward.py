@@ -11,7 +11,7 @@ from pixr1_jax.attention.blocks import BlockLists, Tail
 from pixr1_jax.attention.tpu import pieces, schedule, softmax, streamed, windows
 from pixr1_jax.attention.tpu.plan import Estimate, Plan, pallas_call
 
-WIDE = 16
+WIDE = schedule.MOST
 # A block fetched by a tile of its own costs about this much more than its share of a window that all tiles read.
 _STREAMED = 2
 

@@ -127,7 +127,7 @@ class Plan:
             windows=windows,
             window_blocks=window_blocks,
             tail_rows=0 if tail is None else _whole(window_blocks, _LANES),
-            slots=schedule.HEADER + _whole(slots, schedule.GROUP),
+            slots=schedule.HEADER + _whole(slots, schedule.MOST),
             scale=scale,
             online=max_logit is None,
             dtype=q.dtype,

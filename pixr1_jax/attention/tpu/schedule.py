@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from pixr1_jax.attention.blocks import BlockLists
 
 GROUP = 8  # key blocks of a masked visit, a power of two as are those of others: a scalar core has no division
+MOST = 16  # key blocks of the largest visit
 HEADER = 2  # numbers before the entries: entries without a mask, all entries
 MAX_TILE = 8  # query blocks of a tile, a bit each
 MAX_BLOCK = 256
@@ -30,7 +31,7 @@ def packed_lists(lists: BlockLists, key_valid: jax.Array, window_blocks: int, wi
       windows: Windows; together they cover all key blocks.
 
     Returns:
-      int32 [batch, lists, windows, tiles, 1, HEADER + slots], slots a multiple of `GROUP`: the number of entries
+      int32 [batch, lists, windows, tiles, 1, HEADER + slots], slots a multiple of `MOST`: the number of entries
       without a mask, the number of entries, and for each entry its index (16 bits), the query blocks that read it (8
       bits) and its valid tokens less one (8 bits).
     """
@@ -61,7 +62,7 @@ def _of_window(entry, unmasked, here, window_blocks):
 
 
 def _row(entry, whole, count):
-    spare = -entry.shape[-1] % GROUP
+    spare = -entry.shape[-1] % MOST
     entry = jnp.pad(entry, [(0, 0)] * (entry.ndim - 1) + [(0, spare)])
     return jnp.concatenate([whole[..., None], count[..., None], entry], axis=-1).astype(jnp.int32)
 
@@ -154,9 +155,9 @@ def walk(schedule: Schedule, carry: Carry, visit: Callable[[Carry, list[Entry], 
         return visit(carry, [schedule.entry(first + i) for i in range(GROUP)], True)
 
     carry = jax.lax.fori_loop(0, trips, unmasked, carry)
-    return jax.lax.fori_loop(0, groups(count - trips * wide), masked, carry)
+    return jax.lax.fori_loop(0, groups(count - trips * wide, GROUP), masked, carry)
 
 
-def groups(count: jax.Array | int) -> jax.Array | int:
-    """Groups that hold `count` entries."""
-    return (count + GROUP - 1) >> (GROUP.bit_length() - 1)
+def groups(count: jax.Array | int, size: int) -> jax.Array | int:
+    """Groups of `size`, a power of two, that hold `count` entries."""
+    return (count + size - 1) >> (size.bit_length() - 1)

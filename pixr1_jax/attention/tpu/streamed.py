@@ -14,7 +14,9 @@ from jax.experimental.pallas import tpu as pltpu
 
 from pixr1_jax.attention.tpu import pieces, schedule, softmax
 from pixr1_jax.attention.tpu.plan import Estimate, Plan, pallas_call
-from pixr1_jax.attention.tpu.schedule import GROUP, HEADER, Schedule
+from pixr1_jax.attention.tpu.schedule import HEADER, Schedule
+
+GROUP = schedule.MOST  # key blocks that are copied together
 
 
 def call(plan: Plan, operands: Sequence[Any], estimate: Estimate | None = None):
@@ -56,7 +58,7 @@ def _kernel(list_ref, q_ref, k_ref, v_ref, *refs, plan: Plan, estimate: Estimate
     def attend(tile, here):
         steps = pieces.schedule_of(plan, list_ref, tile, estimate)
         whole, count = steps.counts()
-        groups = schedule.groups(count)
+        groups = schedule.groups(count, GROUP)
         add = functools.partial(softmax.add, plan, q_ref[here, :])
 
         @pl.when(groups > 0)
