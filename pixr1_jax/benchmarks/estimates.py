@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from pixr1_jax.attention.tpu import estimate as kernels
 from pixr1_jax.benchmarks import cases
 from pixr1_jax.benchmarks.aot import CompileError, Compiler, Cost, mxu_percent
 from pixr1_jax.benchmarks.cases import BLOCK
@@ -18,7 +19,8 @@ _GROUP = 8  # key blocks of a visit of our kernels
 NOTE = (
     "Compiler estimates for each head, not measurements: libtpu's static profile of the compiled "
     "kernel, at an assumed clock. 'us' is the larger of the estimate and of the HBM bytes over the bandwidth. "
-    "Our kernels at the streaming shape: what a second head adds to the first, whose keys are fetched meanwhile. "
+    "Our kernels at the streaming shape: what a second head adds to the first, whose keys are fetched meanwhile, if "
+    "they fit vector memory at once. "
     "Where 'simulated' (queries, key blocks or keys, heads of a core if not one) differs from the size, cycles and "
     "bytes lie on lines through those sizes, of one head. v5p has two TensorCores: two heads run at once there, "
     "against the peak and bandwidth of the chip."
@@ -128,7 +130,9 @@ def _ours(compiler: Compiler, row: Mapping[str, Any], ours: str) -> dict[str, An
     low, high = (_linear(one, (row["queries"], _QUERIES), (n, _LISTED))[0].cycles for n in _LISTED)
     marginal = _possible(mxu_percent(chip, chip.cores * flops(_LISTED[1] - _LISTED[0]), high - low))
     whole, simulated = _linear(one, (row["queries"], _QUERIES), (listed, _LISTED))
-    steady = row["shape"] in _STEADY
+    # What another head adds shows nothing where the next window of this one is fetched meanwhile.
+    key_blocks = row["keys"] // BLOCK
+    steady = row["shape"] in _STEADY and kernels.windows(variant, key_blocks=key_blocks, block=BLOCK, dim=dim) == 1
     if steady:
         # Fetch and compute overlap, so two heads are no line in the length of the lists: taken at the very size.
         two = heads(2 * chip.cores, row["queries"], listed)

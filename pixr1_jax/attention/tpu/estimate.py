@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from pixr1_jax.attention.blocks import BlockLists, Tail
 from pixr1_jax.attention.tpu import backward, forward, schedule, streamed, tangent
-from pixr1_jax.attention.tpu.plan import Estimate, Plan
+from pixr1_jax.attention.tpu.plan import Estimate, Plan, window_count
 
 VARIANTS = ("forward", "forward_online", "forward_streamed", "backward", "tangent", "tangent_still")
 TILE_TOKENS = 512
@@ -63,8 +63,6 @@ def build(
     lists = BlockLists(entries, entries, row, row, tile)
     pooled = shape((1, heads, key_blocks, dim), dtype)
     pseudo = Tail(pooled, pooled, shape((1, 1, query_blocks, key_blocks), jnp.float32)) if tail else None
-    size = jnp.dtype(dtype).itemsize
-    bytes_a_value = {"backward": 2 * size + 8, "tangent": 8 * size, "forward_streamed": 0}.get(variant, 4 * size)
     plan = Plan.of(
         q,
         k,
@@ -73,7 +71,7 @@ def build(
         block=block,
         scale=dim**-0.5,
         max_logit=None if variant == "forward_online" else 40.0,
-        bytes_a_value=bytes_a_value,
+        bytes_a_value=_bytes_a_value(variant, dtype),
     )
     # Of several windows each is visited by every tile, which finds its share of the listed blocks there.
     steps = schedule.GROUP
@@ -95,3 +93,14 @@ def build(
             moving = shape((1, heads, keys.shape[2] - tangent.first_held(plan, still) * block, dim), dtype)
             moves = (q, moving, moving, *((pooled, pooled) if tail else ()))
             return lambda *x: tangent.call(plan, [None, *x], still, visits), (q, keys, keys, *tails, *moves)
+
+
+def windows(variant: str, *, key_blocks: int, block: int = 128, dim: int = 128, dtype=jnp.bfloat16) -> int:
+    """Windows of keys in which `build` has a kernel read them."""
+    return window_count(key_blocks, block, dim, _bytes_a_value(variant, dtype))
+
+
+def _bytes_a_value(variant: str, dtype) -> int:
+    """Vector memory that a key's value takes in a kernel, with what stands beside it."""
+    size = jnp.dtype(dtype).itemsize
+    return {"backward": 2 * size + 8, "tangent": 8 * size, "forward_streamed": 0}.get(variant, 4 * size)

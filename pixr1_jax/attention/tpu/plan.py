@@ -104,11 +104,7 @@ class Plan:
         """Sizes of a call whose window takes `bytes_a_value` bytes of vector memory for each value of a key."""
         batch, heads, key_tokens, dim = k.shape
         key_blocks = key_tokens // block
-        resident = key_tokens * max(dim, _LANES) * bytes_a_value
-        fewest = max(-(-resident // RESIDENT_BYTES), -(-key_blocks // schedule.MAX_KEY_BLOCKS))
-        # Windows that divide the keys spare a padded copy of them.
-        even = (n for n in range(fewest, 2 * fewest) if key_blocks % n == 0)
-        windows = min(next(even, fewest), key_blocks)
+        windows = window_count(key_blocks, block, dim, bytes_a_value)
         window_blocks = -(-key_blocks // windows)
         slots = min(lists.indices.shape[-1], window_blocks)
         tiles = lists.indices.shape[2]
@@ -204,6 +200,15 @@ class Plan:
         """Numbers of all windows."""
         shape = (self.batch, self.heads, self.windows, 1, self.query_tokens)
         return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+def window_count(key_blocks: int, block: int, dim: int, bytes_a_value: int) -> int:
+    """Windows in which keys come that take `bytes_a_value` bytes of vector memory for each value."""
+    resident = key_blocks * block * max(dim, _LANES) * bytes_a_value
+    fewest = max(-(-resident // RESIDENT_BYTES), -(-key_blocks // schedule.MAX_KEY_BLOCKS))
+    # Windows that divide the keys spare a padded copy of them.
+    even = (n for n in range(fewest, 2 * fewest) if key_blocks % n == 0)
+    return min(next(even, fewest), key_blocks)
 
 
 def pallas_call(
