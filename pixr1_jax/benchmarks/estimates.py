@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pixr1_jax.attention.tpu import estimate as kernels
+from pixr1_jax.attention.tpu import schedule
 from pixr1_jax.benchmarks import cases
 from pixr1_jax.benchmarks.aot import CompileError, Compiler, Cost, mxu_percent
 from pixr1_jax.benchmarks.cases import BLOCK
@@ -14,7 +15,6 @@ from pixr1_jax.benchmarks.chips import CHIPS
 
 OURS = "pixr1_jax.attention.tpu.estimate:build"
 _CASES = "pixr1_jax.benchmarks.cases"
-_GROUP = 8  # key blocks of a visit of our kernels
 
 NOTE = (
     "Compiler estimates for each head, not measurements: libtpu's static profile of the compiled "
@@ -83,7 +83,7 @@ class Sweep:
             for variant in shape.variants:
                 row = {**_base(chip, dim, shape), "kernel": "ours", "variant": variant}
                 for density in self.densities:
-                    if listed_blocks(shape.keys, density) % _GROUP == 0:
+                    if listed_blocks(shape.keys, density) % schedule.GROUP == 0:
                         yield {**row, "density": density, "tail": False}
                 for density in self.tail_densities:
                     yield {**row, "density": density, "tail": True}
