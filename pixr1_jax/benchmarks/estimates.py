@@ -63,13 +63,11 @@ class Sweep:
     densities: Sequence[float] = DENSITIES
     tail_densities: Sequence[float] = (0.125,)
     peers: bool = True
-    ours: str = OURS
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Yields the key of each row, what `estimate` takes; the peers, which are slow to simulate, come last."""
         if self.peers:
-            ours = dataclasses.replace(self, peers=False)
-            yield from ours
+            yield from dataclasses.replace(self, peers=False)
             for (kernel, variant), dim, chip in itertools.product(_PEERS, self.dims, self.chips):
                 yield {
                     **_base(chip, dim, TRAINING),
@@ -93,7 +91,7 @@ def _base(chip: str, dim: int, shape: Shape) -> dict[str, Any]:
     return {"chip": chip, "shape": shape.name, "queries": shape.queries, "keys": shape.keys, "dim": dim}
 
 
-def estimate(compiler: Compiler, row: Mapping[str, Any], ours: str = OURS) -> dict[str, Any]:
+def estimate(compiler: Compiler, row: Mapping[str, Any]) -> dict[str, Any]:
     """Estimates one row of a `Sweep`.
 
     Returns:
@@ -101,12 +99,12 @@ def estimate(compiler: Compiler, row: Mapping[str, Any], ours: str = OURS) -> di
       "marginal_mxu_percent", the use of the matrix units by further key blocks; or with "error".
     """
     try:
-        return {**row, **_METHODS[row["kernel"]](compiler, row, ours)}
+        return {**row, **_METHODS[row["kernel"]](compiler, row)}
     except CompileError as error:
         return {**row, "error": str(error)}
 
 
-def _ours(compiler: Compiler, row: Mapping[str, Any], ours: str) -> dict[str, Any]:
+def _ours(compiler: Compiler, row: Mapping[str, Any]) -> dict[str, Any]:
     chip, dim, variant = CHIPS[row["chip"]], row["dim"], row["variant"]
     listed = listed_blocks(row["keys"], row["density"])
 
@@ -122,7 +120,7 @@ def _ours(compiler: Compiler, row: Mapping[str, Any], ours: str) -> dict[str, An
             "heads": count,
             "dtype": "bfloat16",
         }
-        return compiler.cost(row["chip"], ours, arguments)
+        return compiler.cost(row["chip"], OURS, arguments)
 
     one = functools.partial(heads, chip.cores)  # on each core
     flops = lambda listed: cases.useful_flops(variant, row["queries"], listed * BLOCK, dim)
@@ -156,7 +154,7 @@ def _possible(percent: float) -> float:
     return percent
 
 
-def _flash(compiler: Compiler, row: Mapping[str, Any], _: str) -> dict[str, Any]:
+def _flash(compiler: Compiler, row: Mapping[str, Any]) -> dict[str, Any]:
     best: dict[str, Any] = {}
     problems = []
     for block_q, block_k in _FLASH_BLOCKS:
@@ -189,7 +187,7 @@ def _flash(compiler: Compiler, row: Mapping[str, Any], _: str) -> dict[str, Any]
     return best
 
 
-def _xla(compiler: Compiler, row: Mapping[str, Any], _: str) -> dict[str, Any]:
+def _xla(compiler: Compiler, row: Mapping[str, Any]) -> dict[str, Any]:
     names = ("variant", "queries", "keys", "dim")
     arguments = {**{name: row[name] for name in names}, "heads": CHIPS[row["chip"]].cores}
     cost = compiler.cost(row["chip"], f"{_CASES}:xla", arguments)

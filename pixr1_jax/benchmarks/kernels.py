@@ -44,7 +44,7 @@ def run_aot(
     }
     with Compiler(timeout) as compiler, progress.track(len(todo), "estimating") as tracker:
         for key in todo:
-            rows.append(estimates.estimate(compiler, key, sweep.ours))
+            rows.append(estimates.estimate(compiler, key))
             tracker.advance(now=f"{key['chip']} {key['kernel']} {key['variant']} {key['density']:g}")
             if len(rows) % 10 == 0:
                 results.write(out, "kernels-aot", table)
