@@ -14,7 +14,6 @@ from jax.experimental.pallas import triton as plgpu
 from pixr1_jax.attention.blocks import Tail
 
 LOG2_E = math.log2(math.e)
-LARGEST_BOUND = 40.0  # exp of it, times any number of keys, is far from the limits of float32, as is its inverse
 TAIL_KEYS = 32  # pseudo-tokens are padded to a multiple of it
 _LOW = -1e30  # below every score, and finite so that differences are
 
@@ -185,11 +184,6 @@ def product(a, b, contract: tuple[int, int]):
     precision = lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
     axes = (((contract[0],), (contract[1],)), ((), ()))
     return lax.dot_general(a, b, axes, precision=precision, preferred_element_type=jnp.float32)
-
-
-def is_bounded(max_logit: float | None) -> bool:
-    """Whether exp of the scores needs no running maximum."""
-    return max_logit is not None and max_logit <= LARGEST_BOUND
 
 
 def no_peak(rows: int, bounded: bool):

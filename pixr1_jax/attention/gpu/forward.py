@@ -35,7 +35,7 @@ def forward(
       tail: Optional pseudo-tokens; key and value [batch, heads, key_blocks, dim].
       block: Tokens in a block.
       scale: Factor on the scores.
-      max_logit: Optional bound on the absolute scaled scores; up to 40 it replaces the running maximum.
+      max_logit: Bound on the absolute scaled scores, at most 40, with which no running maximum is kept; None for none.
       interpret: Run the kernel in XLA, on any device.
 
     Returns:
@@ -62,9 +62,7 @@ def forward(
         inputs += [(tail.weight, common.row(tail.weight, programs))]
     out = jax.ShapeDtypeStruct(q.shape, q.dtype)
     lse = jax.ShapeDtypeStruct(q.shape[:3], jnp.float32)
-    kernel = functools.partial(
-        _kernel, room=room, sizes=sizes, factor=scale * LOG2_E, bounded=common.is_bounded(max_logit)
-    )
+    kernel = functools.partial(_kernel, room=room, sizes=sizes, factor=scale * LOG2_E, bounded=max_logit is not None)
     outputs = [(out, common.part(out, sizes.own)), (lse, common.part(lse, sizes.own))]
     results = common.launch(
         kernel, q.shape[2] // sizes.own, inputs, outputs, sizes, name="block_list_forward", interpret=interpret
