@@ -1,5 +1,6 @@
 """All tests run on eight CPU devices, with flax nnx in tree mode; PIXR1_TEST_PLATFORMS names others, as jax does."""
 
+import gc
 import importlib.util
 import os
 import pathlib
@@ -29,6 +30,14 @@ def _load(name: str) -> types.ModuleType:
 def tiny() -> types.ModuleType:
     """The helpers of tests/tiny.py."""
     return _load("tiny")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_compiled():
+    """Drops a module's compiled programs: each maps memory, and Linux allows a process 65530 maps, then it crashes."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(scope="module")
