@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from data_pipelines import packing, shards
+from data_pipelines import build, packing
 from data_pipelines.clip import Clip, TextEvent
 from data_pipelines.packing import RowSpec, TokenSpec, Window
 from pixr1_jax.attention.api import AttentionConfig
@@ -176,4 +176,4 @@ def write_clips(workdir: pathlib.Path, clips: int = 12) -> None:
     """The dataset of a work directory."""
     spec = token_spec()
     made = [clip(spec, 12, events=((0, "day"), (6, "night")), seed=seed) for seed in range(clips + 1)]
-    shards.write_dataset(workdir / "shards", {"train": made[1:], "test": made[:1]}, shards={"train": 1, "test": 1})
+    build.write_dataset(workdir / "shards", {"train": made[1:], "test": made[:1]}, shards={"train": 1, "test": 1})

@@ -15,7 +15,8 @@ from data_pipelines.clip import Clip, TextEvent
 from data_pipelines.loader import ClipCache, cut, make_iterator, row_source, skip_to
 from data_pipelines.packing import Role, TokenKind, TokenSpec
 from data_pipelines.plan import PackPlan
-from data_pipelines.shards import open_dataset, write_dataset
+from data_pipelines.build import write_dataset
+from data_pipelines.shards import open_dataset
 
 SPEC = TokenSpec(
     patch=4, chunk_frames=2, block=8, hop=5, hops=2, audio_tokens=2, channels=2, action_dim=2, text_bytes=24
