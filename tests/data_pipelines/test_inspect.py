@@ -10,9 +10,9 @@ import matplotlib.image
 import numpy as np
 import pytest
 
+from data_pipelines.build import write_dataset
 from data_pipelines.clip import Clip, TextEvent
 from data_pipelines.inspect import inspect, summarise
-from data_pipelines.build import write_dataset
 from data_pipelines.shards import ShardError
 from pixr1_jax.core import progress
 

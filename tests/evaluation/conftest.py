@@ -5,8 +5,8 @@ import fractions
 import numpy as np
 import pytest
 
-from data_pipelines.clip import Clip, TextEvent
 from data_pipelines.build import write_dataset
+from data_pipelines.clip import Clip, TextEvent
 from pixr1_jax.engine import runner
 
 HEIGHT, WIDTH, CHUNK, RATE, SAMPLE_RATE, HOP, CHANNELS = 16, 24, 2, 10, 2000, 100, 2
