@@ -82,13 +82,14 @@ def build(
             _say(progress, f"{directory}: {len(jobs) - len(left)} of {len(jobs)} shards are finished")
         if beam and left:
             beam_lib.run(building, left, source, video_codec, beam)
-            made = {job.name: writer_lib.finished_part(building, job) for job in left}
+            written = ((job, writer_lib.finished_part(building, job)) for job in left)
+            made = {job.name: part for job, part in written if part is not None}
         else:
             with _reporter(progress, left, directory) as reporter:
                 made = dict(_write(building, left, source, video_codec, processes, patience, reporter))
+        if len(made) < len(left):
+            raise ShardError(f"{building} lacks shards that were written; give a directory that all workers reach")
         parts = [part or made[job.name] for job, part in zip(jobs, found, strict=True)]
-        if None in parts:
-            raise ShardError(f"{building} lacks shards that were written; all workers must reach one directory")
         manifest = writer_lib.publish(directory, jobs, parts, wanted, video_codec)
         _say(progress and manifest.rejected.records > 0, _rejections(directory, manifest))
         return manifest

@@ -1,138 +1,140 @@
-"""Look at a dataset: totals from its index, a check of every record, and a contact sheet of some clips."""
+"""Look at a dataset: totals from its index, a check of every record, and reports to read."""
 
 from __future__ import annotations
 
 import collections
-import contextlib
+import json
 import os
 import pathlib
-import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-import numpy as np
 import rich.console
 import rich.table
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from data_pipelines.clip import Clip
-from data_pipelines.shards import ClipInfo, Dataset, open_dataset
+from data_pipelines import files as files_lib
+from data_pipelines.index import ClipInfo
+from data_pipelines.shards import Dataset, open_dataset
 from pixr1_jax.core import progress
 
-# Inches, and the longest window of a clip that is drawn.
-_STRIP_WIDTH, _STRIP_HEIGHT, _WAVE_HEIGHT, _ACTION_HEIGHT = 6.4, 0.8, 0.55, 0.16
-_MARGIN_LEFT, _MARGIN_RIGHT, _TITLE_HEIGHT, _GAP, _AXIS_HEIGHT = 0.85, 0.25, 0.42, 0.06, 0.42
-_MAX_SECONDS = 10.0
-_COLORS = ("#2a6f97", "#e07a5f")
-_INK = "#333333"
+# Upper ends of the groups by duration, in seconds.
+_DURATIONS = (1, 2, 5, 10, 30, 60)
+_REASONS = 10
 
 
-def summarise(directory: str | os.PathLike[str]) -> dict[str, Any]:
+def summarise(dataset: Dataset) -> dict[str, Any]:
     """Returns what a dataset holds, from its manifest and index alone.
 
     Returns:
-        JSON-able: `directory`, `version`, `spec`, `action_names`, `video_codec`, and under `splits` for each
-        split `clips`, `frames`, `seconds`, `bytes`, `shards`, and the number of clips by `sizes`
-        ("widthxheight"), `frame_rates`, `sample_rates`, `channels`, `sources` and `licences`.
-
-    Raises:
-        ShardError: see `shards.open_dataset`.
+        JSON-able: `directory`, `version`, `spec`, `action_names`, `video_codec`, `rejected` (how many things gave no
+        clip, and the commonest reasons), and under `splits` for each split `clips`, `frames`, `seconds`, `bytes`,
+        `shards`, `silent` and `uncaptioned` clips, and the number of clips by `sizes` ("widthxheight"), `durations`,
+        `frame_rates`, `sample_rates`, `channels`, `video_codecs`, `sources` (without what follows a colon) and
+        `licences`.
     """
-    return _summarise(open_dataset(directory))
-
-
-def inspect(
-    directory: str | os.PathLike[str],
-    *,
-    verify: bool,
-    png: str | os.PathLike[str] | None,
-    clips: int = 6,
-) -> dict[str, Any]:
-    """Prints a table of what a dataset holds, and on request checks every record and draws a contact sheet.
-
-    Args:
-        directory: the dataset.
-        verify: whether to check all sums and decode all records.
-        png: where to write the contact sheet; None draws none.
-        clips: how many clips to draw, spread evenly over all splits.
-
-    Returns:
-        The summary, see `summarise`.
-
-    Raises:
-        ShardError: the dataset is missing or damaged.
-        ValueError: `clips` is less than 1.
-    """
-    if clips < 1:
-        raise ValueError(f"clips is {clips}; draw at least 1")
-    dataset = open_dataset(directory)
-    summary = _summarise(dataset)
-    console = rich.console.Console(markup=False, highlight=False)
-    actions = ", ".join(summary["action_names"]) or "none"
-    console.print(f"{summary['directory']}: video {summary['video_codec']}, actions {actions}", soft_wrap=True)
-    console.print(_table(summary))
-    if verify:
-        total = sum(split["clips"] for split in summary["splits"].values())
-        with progress.track(total, "verifying") as tracker:
-            dataset.verify(on_clip=lambda info: tracker.advance(split=info.split))
-        console.print(f"verified: all {total} records are good")
-    if png is not None:
-        draw(dataset, pathlib.Path(png), clips)
-        console.print(f"contact sheet: {png}", soft_wrap=True)
-    return summary
-
-
-def draw(dataset: Dataset, png: pathlib.Path, clips: int) -> None:
-    """Writes a contact sheet: for each clip a film strip, its waveform and its actions on one time axis."""
-    infos = [info for split in dataset.splits for info in dataset.clips(split)]
-    picks = np.unique(np.linspace(0, len(infos) - 1, clips).round().astype(int))
-    chosen = [(infos[pick], dataset.read(infos[pick], 0, _window(infos[pick]))) for pick in picks]
-    columns = 1 if len(chosen) == 1 else 2
-    rows = [chosen[at : at + columns] for at in range(0, len(chosen), columns)]
-    heights = [max(sum(_heights(clip)) for _, clip in row) for row in rows]
-    width = columns * (_MARGIN_LEFT + _STRIP_WIDTH + _MARGIN_RIGHT)
-    figure = Figure(figsize=(width, sum(heights)), dpi=110, facecolor="white")
-    top = sum(heights)
-    for row, height in zip(rows, heights, strict=True):
-        for column, (info, clip) in enumerate(row):
-            _draw_clip(figure, info, clip, column * width / columns, top)
-        top -= height
-    png.parent.mkdir(parents=True, exist_ok=True)
-    partial = png.with_name(png.name + ".partial")
-    try:
-        figure.savefig(partial, format="png")
-        os.replace(partial, png)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            partial.unlink()
-
-
-def _summarise(dataset: Dataset) -> dict[str, Any]:
     manifest = dataset.manifest
-    splits = {}
-    for split in dataset.splits:
-        infos, files = dataset.clips(split), manifest.splits[split]
-        splits[split] = {
-            "clips": len(infos),
-            "frames": sum(info.frames for info in infos),
-            "seconds": sum(info.seconds for info in infos),
-            "bytes": sum(file.bytes for file in files),
-            "shards": len(files),
-            "sizes": _count(f"{info.width}x{info.height}" for info in infos),
-            "frame_rates": _count(str(info.frame_rate) for info in infos),
-            "sample_rates": _count(str(info.sample_rate) for info in infos),
-            "channels": _count(str(info.channels) for info in infos),
-            "sources": _count(info.source for info in infos),
-            "licences": _count(info.licence for info in infos),
-        }
+    rejected = dataset.rejected()
+    reasons = collections.Counter(one["reason"].split(":")[0] for one in rejected)
     return {
         "directory": str(dataset.directory),
         "version": manifest.version,
         "spec": manifest.spec,
         "action_names": list(manifest.action_names),
         "video_codec": manifest.video_codec,
-        "splits": splits,
+        "rejected": {"count": len(rejected), "reasons": dict(reasons.most_common(_REASONS))},
+        "splits": {split: _of_split(dataset, split) for split in dataset.splits},
+    }
+
+
+def inspect(directory: str | os.PathLike[str], *, verify: bool) -> tuple[Dataset, dict[str, Any]]:
+    """Prints a table of what a dataset holds, and on request checks every record.
+
+    Args:
+        directory: the dataset.
+        verify: whether to check all sums and decode all records.
+
+    Returns:
+        The dataset and its summary, see `summarise`.
+
+    Raises:
+        ShardError: the dataset is missing or damaged.
+    """
+    dataset = open_dataset(directory)
+    summary = summarise(dataset)
+    console = rich.console.Console(markup=False, highlight=False)
+    actions = ", ".join(summary["action_names"]) or "none"
+    console.print(f"{summary['directory']}: video {summary['video_codec']}, actions {actions}", soft_wrap=True)
+    console.print(table(summary))
+    for reason, count in summary["rejected"]["reasons"].items():
+        console.print(f"rejected: {count} x {reason}", soft_wrap=True)
+    if verify:
+        total = sum(split["clips"] for split in summary["splits"].values())
+        with progress.track(total, "verifying") as tracker:
+            dataset.verify(on_clip=lambda info: tracker.advance(split=info.split))
+        console.print(f"verified: all {total} records are good")
+    return dataset, summary
+
+
+def rows(summary: dict[str, Any]) -> list[tuple[str, list[str]]]:
+    """The table of a summary as text: a label and a cell for each split."""
+    splits = list(summary["splits"].values())
+    found = [
+        ("clips", [f"{split['clips']}" for split in splits]),
+        ("frames", [f"{split['frames']}" for split in splits]),
+        ("duration", [_duration(split["seconds"]) for split in splits]),
+        ("size on disk", [f"{split['bytes'] / 2**20:.1f} MiB" for split in splits]),
+        ("shards", [f"{split['shards']}" for split in splits]),
+        ("clips without sound", [f"{split['silent']}" for split in splits]),
+        ("clips without caption", [f"{split['uncaptioned']}" for split in splits]),
+    ]
+    counted = {
+        "width x height": "sizes",
+        "seconds": "durations",
+        "frames/s": "frame_rates",
+        "audio Hz": "sample_rates",
+        "audio channels": "channels",
+        "video": "video_codecs",
+        "source": "sources",
+        "licence": "licences",
+    }
+    return found + [(label, [_counted(split[key]) for split in splits]) for label, key in counted.items()]
+
+
+def table(summary: dict[str, Any]) -> rich.table.Table:
+    """The table of a summary, for a terminal."""
+    drawn = rich.table.Table(highlight=False)
+    drawn.add_column("")
+    for split in summary["splits"]:
+        drawn.add_column(split, justify="right")
+    for label, cells in rows(summary):
+        drawn.add_row(label, *cells)
+    return drawn
+
+
+def write_json(summary: dict[str, Any], path: pathlib.Path) -> None:
+    """Writes a summary as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files_lib.write_bytes(path, (json.dumps(summary, ensure_ascii=False, indent=2) + "\n").encode())
+
+
+def _of_split(dataset: Dataset, split: str) -> dict[str, Any]:
+    infos, files = dataset.clips(split), dataset.manifest.splits[split]
+    return {
+        "clips": len(infos),
+        "frames": sum(info.frames for info in infos),
+        "seconds": sum(info.seconds for info in infos),
+        "bytes": sum(file.bytes for file in files),
+        "shards": len(files),
+        "silent": sum(info.channels == 0 for info in infos),
+        "uncaptioned": sum(not info.events for info in infos),
+        "sizes": _count(f"{info.width}x{info.height}" for info in infos),
+        "durations": _by_duration(infos),
+        "frame_rates": _count(str(info.frame_rate) for info in infos),
+        "sample_rates": _count(str(info.sample_rate) for info in infos if info.channels),
+        "channels": _count(str(info.channels) for info in infos),
+        "video_codecs": _count(info.video_codec for info in infos),
+        "sources": _count(info.source.split(":")[0] for info in infos),
+        "licences": _count(info.licence for info in infos),
     }
 
 
@@ -140,33 +142,15 @@ def _count(values: Iterable[str]) -> dict[str, int]:
     return dict(collections.Counter(values).most_common())
 
 
-def _table(summary: dict[str, Any]) -> rich.table.Table:
-    table = rich.table.Table(highlight=False)
-    table.add_column("")
-    for split in summary["splits"]:
-        table.add_column(split, justify="right")
-    splits = list(summary["splits"].values())
-    table.add_row("clips", *(f"{split['clips']}" for split in splits))
-    table.add_row("frames", *(f"{split['frames']}" for split in splits))
-    table.add_row("duration", *(_duration(split["seconds"]) for split in splits))
-    table.add_row("size on disk", *(f"{split['bytes'] / 2**20:.1f} MiB" for split in splits))
-    table.add_row("shards", *(f"{split['shards']}" for split in splits))
-    rows = {
-        "width x height": "sizes",
-        "frames/s": "frame_rates",
-        "audio Hz": "sample_rates",
-        "audio channels": "channels",
-        "source": "sources",
-        "licence": "licences",
-    }
-    for label, key in rows.items():
-        table.add_row(label, *(_counted(split[key]) for split in splits))
-    return table
+def _by_duration(infos: Sequence[ClipInfo]) -> dict[str, int]:
+    groups = [f"up to {end}" for end in _DURATIONS] + [f"over {_DURATIONS[-1]}"]
+    found = collections.Counter(groups[sum(info.seconds > end for end in _DURATIONS)] for info in infos)
+    return {group: found[group] for group in groups if found[group]}
 
 
 def _counted(counts: dict[str, int], most: int = 4) -> str:
-    if len(counts) == 1:
-        return next(iter(counts))
+    if len(counts) <= 1:
+        return next(iter(counts), "")
     lines = [f"{value} ({count})" for value, count in list(counts.items())[:most]]
     if len(counts) > most:
         lines.append(f"and {len(counts) - most} more")
@@ -177,168 +161,3 @@ def _duration(seconds: float) -> str:
     minutes, rest = divmod(seconds, 60)
     hours, minutes = divmod(int(minutes), 60)
     return f"{hours}:{minutes:02d}:{rest:04.1f}"
-
-
-def _window(info: ClipInfo) -> int:
-    """Returns how many frames to draw: at most `_MAX_SECONDS`, ending on a whole audio sample."""
-    step = (info.sample_rate / info.frame_rate).denominator
-    return min(info.frames, max(step, int(_MAX_SECONDS * info.frame_rate) // step * step))
-
-
-def _heights(clip: Clip) -> tuple[float, float, float, float, float]:
-    """Returns the heights of title, strip, waveform, actions and time axis, gaps included, in inches."""
-    height, width = clip.video.shape[1:3]
-    strip = _STRIP_WIDTH * height / (_strip_frames(clip) * width)
-    actions = max(1, len(clip.action_names)) * _ACTION_HEIGHT
-    return _TITLE_HEIGHT, strip + _GAP, _WAVE_HEIGHT + _GAP, actions, _AXIS_HEIGHT
-
-
-def _strip_frames(clip: Clip) -> int:
-    """Returns how many frames of the clip's shape fill the strip."""
-    height, width = clip.video.shape[1:3]
-    return max(1, round(_STRIP_WIDTH / _STRIP_HEIGHT * height / width))
-
-
-def _draw_clip(figure: Figure, info: ClipInfo, clip: Clip, left: float, top: float) -> None:
-    """Draws one clip with its top left corner at a place in inches from the figure's bottom left."""
-    seconds = float(clip.frames / clip.frame_rate)
-    title, strip, wave, actions, _ = _heights(clip)
-    total_width, total_height = figure.get_size_inches()
-
-    def axes(above: float, height: float) -> Axes:
-        corner = ((left + _MARGIN_LEFT) / total_width, (top - above - height) / total_height)
-        return figure.add_axes((*corner, _STRIP_WIDTH / total_width, height / total_height))
-
-    film = axes(title, strip - _GAP)
-    sound = axes(title + strip, wave - _GAP)
-    action = axes(title + strip + wave, actions)
-    _draw_film(film, clip, seconds)
-    _draw_sound(sound, clip, seconds)
-    _draw_actions(action, clip, seconds)
-    for one in (film, sound, action):
-        one.set_xlim(0, seconds)
-        one.tick_params(labelsize=7, length=2, colors=_INK)
-        for spine in one.spines.values():
-            spine.set(linewidth=0.5, color="#bbbbbb")
-    for one in (film, sound):
-        one.set_xticks([])
-    action.set_xlabel("seconds", fontsize=7, color=_INK, labelpad=1)
-    _label_events(sound, clip)
-    caption = clip.events[0].text if clip.events and clip.events[0].frame == 0 else "no caption"
-    rate = f"{info.width}x{info.height}, {float(info.frame_rate):g} frames/s, {info.sample_rate} Hz"
-    for text, across, points, size, weight, side in (
-        (_plain(info.episode, 60), 0, 16, 8, "bold", "left"),
-        (rate, 1, 16, 7, "normal", "right"),
-        (_plain(caption, 125), 0, 4, 7, "normal", "left"),
-    ):
-        film.annotate(
-            text,
-            (across, 1),
-            (0, points),
-            "axes fraction",
-            "offset points",
-            fontsize=size,
-            weight=weight,
-            ha=side,
-            color=_INK,
-        )
-
-
-def _label_events(axes: Axes, clip: Clip) -> None:
-    """Marks on the waveform where a new text comes into force."""
-    for event in clip.events:
-        if event.frame > 0:
-            at = float(event.frame / clip.frame_rate)
-            axes.axvline(at, color=_INK, linewidth=0.6, linestyle=":")
-            axes.annotate(
-                _plain(event.text, 30),
-                (at, 1),
-                (3, -7),
-                ("data", "axes fraction"),
-                "offset points",
-                fontsize=6,
-                color=_INK,
-                bbox={"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.85},
-            )
-
-
-def _draw_film(axes: Axes, clip: Clip, seconds: float) -> None:
-    """Draws frames side by side, each the one at the middle of the time it covers."""
-    count = _strip_frames(clip)
-    middles = ((np.arange(count) + 0.5) / count * clip.frames).astype(int)
-    strip = np.concatenate(list(clip.video[middles]), axis=1)
-    axes.imshow(strip, extent=(0, seconds, 0, 1), aspect="auto")
-    for at in np.arange(1, count) / count * seconds:
-        axes.axvline(float(at), color="white", linewidth=1)
-    axes.set_yticks([])
-
-
-def _draw_sound(axes: Axes, clip: Clip, seconds: float, columns: int = 700) -> None:
-    """Draws the waveform as the range of the samples in each of some columns, one band a channel."""
-    axes.set_ylim(-1.05, 1.05)
-    axes.set_yticks([])
-    axes.set_ylabel("sound", fontsize=7, rotation=0, ha="right", va="center", color=_INK)
-    if clip.channels == 0:
-        axes.text(
-            0.5,
-            0.5,
-            "no sound",
-            fontsize=7,
-            ha="center",
-            va="center",
-            transform=axes.transAxes,
-            color="#999999",
-        )
-        return
-    samples = len(clip.audio)
-    starts = np.unique(np.linspace(0, samples, min(columns, samples), endpoint=False).astype(int))
-    times = starts / clip.sample_rate
-    for channel in range(clip.channels):
-        # Two channels share the height, the left one above.
-        center, scale = (0.0, 1.0) if clip.channels == 1 else (0.5 - channel, 0.5)
-        wave = clip.audio[:, channel].astype(np.float32) / 2**15
-        low, high = np.minimum.reduceat(wave, starts), np.maximum.reduceat(wave, starts)
-        axes.fill_between(
-            times,
-            center + scale * low,
-            center + scale * high,
-            color=_COLORS[channel],
-            linewidth=0.5,
-            step="post",
-        )
-
-
-def _draw_actions(axes: Axes, clip: Clip, seconds: float) -> None:
-    """Draws one line an action: white is 0, blue positive, red negative."""
-    if not clip.action_names:
-        axes.set_yticks([])
-        axes.text(
-            0.5,
-            0.5,
-            "no actions",
-            fontsize=7,
-            ha="center",
-            va="center",
-            transform=axes.transAxes,
-            color="#999999",
-        )
-        return
-    limit = float(np.abs(clip.actions).max()) or 1.0
-    count = len(clip.action_names)
-    axes.imshow(
-        clip.actions.T,
-        extent=(0, seconds, count, 0),
-        aspect="auto",
-        interpolation="nearest",
-        cmap="RdBu",
-        vmin=-1.3 * limit,
-        vmax=1.3 * limit,
-    )
-    axes.set_yticks(np.arange(count) + 0.5, [_plain(name, 14) for name in clip.action_names])
-    for line in range(1, count):
-        axes.axhline(line, color="#dddddd", linewidth=0.5)
-
-
-def _plain(text: str, width: int) -> str:
-    """Returns a text on one line, shortened, its dollar signs no start of a formula."""
-    return textwrap.shorten(text, width, placeholder="…").replace("$", r"\$")

@@ -13,9 +13,9 @@ from collections.abc import Iterable, Iterator
 from typing import Literal
 
 import av
-import av.error
 import numpy as np
 import zstandard
+from av.container import InputContainer
 from av.video.reformatter import ColorRange, Colorspace
 
 from data_pipelines.clip import ClipError
@@ -95,9 +95,7 @@ def decode_group(group: Group, codec: str, height: int, width: int) -> np.ndarra
     return video
 
 
-def decode_stream(
-    container: av.container.InputContainer, stream: av.VideoStream, *, threads: int
-) -> Iterator[av.VideoFrame]:
+def decode_stream(container: InputContainer, stream: av.VideoStream, *, threads: int) -> Iterator[av.VideoFrame]:
     """Yields the frames of a stream in order of presentation; 0 threads are as many as there are cores."""
     name = _SOFTWARE_DECODERS.get(stream.codec_context.name)
     if name is None:
@@ -107,11 +105,11 @@ def decode_stream(
         yield from container.decode(stream)
         return
     decoder = av.CodecContext.create(name, "r")
+    assert isinstance(decoder, av.VideoCodecContext)
     decoder.extradata = stream.codec_context.extradata
     decoder.thread_count = threads
     for packet in container.demux(stream):
         for frame in decoder.decode(packet if packet.size else None):
-            assert isinstance(frame, av.VideoFrame)
             frame.time_base = frame.time_base or stream.time_base
             yield frame
 

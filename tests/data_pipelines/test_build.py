@@ -1,8 +1,8 @@
 """Builds: kept while the spec is the same, resumed shard by shard, and not ended by one bad item."""
 
 import importlib
+import inspect
 import json
-import os
 import pathlib
 import signal
 import subprocess
@@ -11,8 +11,9 @@ import textwrap
 
 import pytest
 
+import data_pipelines
 from data_pipelines import build as build_lib
-from data_pipelines import shards, source, writer
+from data_pipelines import source, writer
 from data_pipelines.shards import ShardError, open_dataset
 
 # A source in a module of its own, since other processes import it.
@@ -72,8 +73,8 @@ def build(directory, made, **options):
 
 def build_elsewhere(numbers, directory, arguments: str) -> subprocess.Popen:
     """Starts a build of Numbers(ARGUMENTS) in a process of its own."""
-    module = sys.modules[numbers.__module__].__file__
-    paths = [str(pathlib.Path(shards.__file__).parents[1]), os.path.dirname(module)]
+    paths = [str(pathlib.Path(inspect.getfile(one)).parent) for one in (data_pipelines, numbers)]
+    paths[0] = str(pathlib.Path(paths[0]).parent)
     code = f"""
         import sys
         sys.path[:0] = {paths!r}

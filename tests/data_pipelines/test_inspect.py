@@ -10,10 +10,11 @@ import matplotlib.image
 import numpy as np
 import pytest
 
+from data_pipelines import page, sheet
 from data_pipelines.build import write_dataset
 from data_pipelines.clip import Clip, TextEvent
-from data_pipelines.inspect import inspect, summarise
-from data_pipelines.shards import ShardError
+from data_pipelines.inspect import inspect, summarise, write_json
+from data_pipelines.shards import ShardError, open_dataset
 from pixr1_jax.core import progress
 
 
@@ -53,7 +54,7 @@ def directory(tmp_path):
 
 
 def test_summarise(directory):
-    summary = summarise(directory)
+    summary = summarise(open_dataset(directory))
     assert json.loads(json.dumps(summary)) == summary
     assert summary["spec"] == {"kind": "paint"} and summary["action_names"] == ["left", "right"]
     train, test = summary["splits"]["train"], summary["splits"]["test"]
@@ -62,7 +63,8 @@ def test_summarise(directory):
     assert train["bytes"] == sum(path.stat().st_size for path in directory.glob("train-*"))
     assert train["sizes"] == {"24x16": 2, "16x32": 1}
     assert train["frame_rates"] == {"10": 2, "24": 1}
-    assert train["sample_rates"] == {"8000": 2, "44100": 1}
+    assert train["sample_rates"] == {"8000": 2} and (train["silent"], train["uncaptioned"]) == (1, 1)
+    assert train["durations"] == {"up to 2": 2, "up to 5": 1} and train["video_codecs"] == {"zstd": 3}
     assert train["channels"] == {"1": 1, "2": 1, "0": 1}
     assert train["sources"] == {"paint": 2, "camera": 1} and train["licences"] == {"CC0-1.0": 3}
     assert (test["clips"], test["seconds"]) == (1, pytest.approx(0.1))
@@ -70,10 +72,11 @@ def test_summarise(directory):
 
 def test_report_verification_and_sheet(directory, tmp_path, capsys):
     png = tmp_path / "new" / "sheet.png"
-    summary = inspect(directory, verify=True, png=png, clips=4)
-    assert summary == summarise(directory)
+    dataset, summary = inspect(directory, verify=True)
+    assert summary == summarise(dataset)
+    sheet.write(dataset, png, 4)
     printed = capsys.readouterr()
-    for text in ("train", "24x16 (2)", "camera (1)", "0:00:08.2", "all 4 records are good", "sheet.png"):
+    for text in ("train", "24x16 (2)", "camera (1)", "0:00:08.2", "all 4 records are good"):
         assert text in printed.out
     assert "verifying: 4/4" in printed.err
     image = (matplotlib.image.imread(png)[..., :3] * 255).round().astype(int)
@@ -84,30 +87,43 @@ def test_report_verification_and_sheet(directory, tmp_path, capsys):
     assert [path.name for path in png.parent.iterdir()] == ["sheet.png"]
 
 
+def test_json_and_page(directory, tmp_path):
+    dataset, summary = inspect(directory, verify=False)
+    write_json(summary, tmp_path / "new" / "summary.json")
+    assert json.loads((tmp_path / "new" / "summary.json").read_text()) == summary
+    page.write(dataset, summary, tmp_path / "new" / "page.html", clips=2)
+    text = (tmp_path / "new" / "page.html").read_text()
+    for part in (
+        "<th>train</th>",
+        "<td>24x16 (2)",
+        "clips without sound</td><td>1</td><td>0</td>",
+        "image/png;base64,",
+    ):
+        assert part in text
+
+
 def test_no_actions_and_one_clip(tmp_path):
     clip = make_clip("a", actions=np.zeros((20, 0), np.float32), action_names=())
     write_dataset(tmp_path / "data", {"train": [clip]}, shards={"train": 1})
-    inspect(tmp_path / "data", verify=False, png=tmp_path / "sheet.png", clips=6)
+    sheet.write(open_dataset(tmp_path / "data"), tmp_path / "sheet.png", 6)
     assert matplotlib.image.imread(tmp_path / "sheet.png").shape[1] < 1000
 
 
 def test_a_long_clip_is_drawn_from_its_first_seconds(tmp_path):
     clip = make_clip("a", frames=300, rate=(25, 22050), height=2, width=2)
     write_dataset(tmp_path / "data", {"train": [clip]}, shards={"train": 1})
-    inspect(tmp_path / "data", verify=False, png=tmp_path / "sheet.png", clips=1)
+    sheet.write(open_dataset(tmp_path / "data"), tmp_path / "sheet.png", 1)
 
 
 def test_errors(directory, tmp_path):
     with pytest.raises(ShardError, match="manifest.json is missing"):
-        inspect(tmp_path / "none", verify=False, png=None)
-    with pytest.raises(ValueError, match="clips is 0"):
-        inspect(directory, verify=False, png=None, clips=0)
+        inspect(tmp_path / "none", verify=False)
     shard = next(directory.glob("train-*"))
     data = bytearray(shard.read_bytes())
     data[70_000 % len(data)] ^= 1
     shard.write_bytes(data)
     with pytest.raises(ShardError, match="sha256 differs"):
-        inspect(directory, verify=True, png=None)
+        inspect(directory, verify=True)
 
 
 def test_plain_progress_lines():

@@ -49,7 +49,7 @@ CLIPS = {clip.episode: clip for clip in map(make_clip, range(len(SIZES)))}
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
     directory = tmp_path_factory.mktemp("dataset")
-    write_dataset(directory, {"train": CLIPS.values()}, shards={"train": 2})
+    write_dataset(directory, {"train": list(CLIPS.values())}, shards={"train": 2})
     return open_dataset(directory)
 
 
