@@ -5,8 +5,9 @@ The directory must be one that all workers reach, such as a network file system.
 
 from __future__ import annotations
 
-import pathlib
 from collections.abc import Sequence
+
+from etils import epath
 
 from data_pipelines import writer as writer_lib
 from data_pipelines.shards import ShardError
@@ -16,7 +17,7 @@ from data_pipelines.writer import Job
 
 
 def run(
-    building: pathlib.Path, jobs: Sequence[Job], source: Source, video_codec: VideoCodec, arguments: Sequence[str]
+    building: epath.Path, jobs: Sequence[Job], source: Source, video_codec: VideoCodec, arguments: Sequence[str]
 ) -> None:
     """Writes shards and their part files by a pipeline, and waits for its end.
 

@@ -7,12 +7,14 @@ import fcntl
 import json
 import os
 import pathlib
-import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from etils import epath
+
 from data_pipelines import beam as beam_lib
+from data_pipelines import files as files_lib
 from data_pipelines import shards as shards_lib
 from data_pipelines import workers as workers_lib
 from data_pipelines import writer as writer_lib
@@ -63,9 +65,9 @@ def build(
         ClipError: a clip is not valid.
     """
     wanted = as_json(spec)
-    directory = pathlib.Path(directory)
+    directory = epath.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    with _lock(directory / _LOCK):
+    with _lock(directory):
         manifest, reason = _existing(directory, wanted, shards, video_codec)
         if manifest is not None:
             _say(progress, f"{directory}: already built, {manifest.index.records} clips")
@@ -104,7 +106,7 @@ def write_dataset(
     spec: Mapping[str, Any] | None = None,
 ) -> Manifest:
     """Writes clips at hand as a dataset, in place of one that is there; see `build`."""
-    directory = pathlib.Path(directory)
+    directory = epath.Path(directory)
     source = Clips(tuple((split, clip) for split, clips in clips_by_split.items() for clip in clips))
     jobs = writer_lib.make_jobs(source.items(), shards)
     directory.mkdir(parents=True, exist_ok=True)
@@ -114,7 +116,7 @@ def write_dataset(
         parts = [writer_lib.write_shard(building, job, source, video_codec=video_codec) for job in jobs]
         return writer_lib.publish(directory, jobs, parts, as_json(spec or {}), video_codec)
     except BaseException:
-        shutil.rmtree(building)
+        writer_lib.remove(building)
         raise
 
 
@@ -131,7 +133,7 @@ def as_json(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _write(
-    building: pathlib.Path,
+    building: epath.Path,
     jobs: Sequence[Job],
     source: Source,
     video_codec: VideoCodec,
@@ -158,7 +160,7 @@ def _write(
 
 
 @contextlib.contextmanager
-def _reporter(progress: bool, jobs: Sequence[Job], directory: pathlib.Path) -> Iterator[workers_lib.Reporter]:
+def _reporter(progress: bool, jobs: Sequence[Job], directory: epath.Path) -> Iterator[workers_lib.Reporter]:
     if not progress:
         yield workers_lib.Reporter(None)
         return
@@ -167,7 +169,7 @@ def _reporter(progress: bool, jobs: Sequence[Job], directory: pathlib.Path) -> I
 
 
 def _existing(
-    directory: pathlib.Path, spec: dict[str, Any], shards: Mapping[str, int], video_codec: str
+    directory: epath.Path, spec: dict[str, Any], shards: Mapping[str, int], video_codec: str
 ) -> tuple[Manifest | None, str]:
     """Returns the manifest to keep, or None and the reason why what is there cannot be kept."""
     if not (directory / shards_lib.MANIFEST).exists():
@@ -186,14 +188,17 @@ def _existing(
     return (None, f"another {' and '.join(changed)}") if changed else (manifest, "")
 
 
-def _rejections(directory: pathlib.Path, manifest: Manifest) -> str:
+def _rejections(directory: epath.Path, manifest: Manifest) -> str:
     return f"{directory}: {manifest.rejected.records} rejected, see {directory / shards_lib.REJECTED}"
 
 
 @contextlib.contextmanager
-def _lock(path: pathlib.Path) -> Iterator[None]:
-    """Holds an exclusive lock; the system frees it when the process ends, however it ends."""
-    with path.open("w") as file:
+def _lock(directory: epath.Path) -> Iterator[None]:
+    """Holds an exclusive lock; the system frees it when the process ends, however it ends. Buckets have none."""
+    if files_lib.is_remote(directory):
+        yield
+        return
+    with (pathlib.Path(directory) / _LOCK).open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

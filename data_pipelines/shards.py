@@ -13,12 +13,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import pathlib
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
+from etils import epath
 
 from data_pipelines import files as files_lib
 from data_pipelines import index as index_lib
@@ -89,9 +89,9 @@ def read_manifest(directory: str | os.PathLike[str]) -> Manifest:
     Raises:
         ShardError: no manifest, another version, or a file missing or of another size.
     """
-    directory = pathlib.Path(directory)
+    directory = epath.Path(directory)
     path = directory / MANIFEST
-    if not path.is_file():
+    if not files_lib.is_file(path):
         raise ShardError(f"{path} is missing: no dataset, or its build was interrupted; build it")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -120,7 +120,7 @@ def open_dataset(directory: str | os.PathLike[str]) -> Dataset:
     Raises:
         ShardError: see `read_manifest`; or the index is damaged.
     """
-    directory = pathlib.Path(directory)
+    directory = epath.Path(directory)
     manifest = read_manifest(directory)
     path = directory / INDEX
     if files_lib.sha256(path) != manifest.index.sha256:
@@ -142,7 +142,7 @@ class Dataset:
     processes can share it.
     """
 
-    def __init__(self, directory: pathlib.Path, manifest: Manifest, clips: Mapping[str, list[ClipInfo]]) -> None:
+    def __init__(self, directory: epath.Path, manifest: Manifest, clips: Mapping[str, list[ClipInfo]]) -> None:
         self.directory = directory
         self.manifest = manifest
         self._clips = dict(clips)
@@ -244,19 +244,21 @@ class Dataset:
             if file not in self._readers:
                 path = self.directory / file
                 # The reader takes a missing file for an empty one.
-                if not path.is_file():
+                if not files_lib.is_file(path):
                     raise ShardError(f"{path} is missing; rebuild the dataset")
                 try:
-                    self._readers[file] = array_record_module.ArrayRecordReader(str(path), _READER_OPTIONS)
+                    self._readers[file] = array_record_module.ArrayRecordReader(
+                        str(files_lib.local_copy(path)), _READER_OPTIONS
+                    )
                 except RuntimeError as error:
                     message = f"{path} cannot be opened ({one_line(error)}); rebuild the dataset"
                     raise ShardError(message) from error
             return self._readers[file]
 
 
-def check_size(path: pathlib.Path, size: int) -> None:
+def check_size(path: epath.Path, size: int) -> None:
     """Raises ShardError if a file is missing or of another size."""
-    if not path.is_file():
+    if not files_lib.is_file(path):
         raise ShardError(f"{path} is missing; rebuild the dataset")
-    if path.stat().st_size != size:
-        raise ShardError(f"{path} has {path.stat().st_size} of {size} bytes; rebuild the dataset")
+    if files_lib.size(path) != size:
+        raise ShardError(f"{path} has {files_lib.size(path)} of {size} bytes; rebuild the dataset")

@@ -6,11 +6,12 @@ import collections
 import dataclasses
 import multiprocessing
 import multiprocessing.connection
-import pathlib
 import signal
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
+
+from etils import epath
 
 from data_pipelines import writer as writer_lib
 from data_pipelines.clip import one_line
@@ -56,7 +57,7 @@ class _Worker:
 
 
 def run(
-    building: pathlib.Path,
+    building: epath.Path,
     jobs: Sequence[Job],
     source: Source,
     video_codec: VideoCodec,
@@ -106,7 +107,7 @@ def run(
 _GOING_ON = object()
 
 
-def _start(building: pathlib.Path, job: Job, source: Source, video_codec: VideoCodec, lost: dict[str, str]) -> _Worker:
+def _start(building: epath.Path, job: Job, source: Source, video_codec: VideoCodec, lost: dict[str, str]) -> _Worker:
     # Forked processes would share the threads of jax and of the decoders, which do not survive it.
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
@@ -119,7 +120,7 @@ def _start(building: pathlib.Path, job: Job, source: Source, video_codec: VideoC
 
 def _work(
     connection: multiprocessing.connection.Connection,
-    building: pathlib.Path,
+    building: epath.Path,
     job: Job,
     source: Source,
     video_codec: VideoCodec,

@@ -11,14 +11,12 @@ import contextlib
 import dataclasses
 import itertools
 import json
-import os
-import pathlib
 import re
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
+from etils import epath
 
 from data_pipelines import files as files_lib
 from data_pipelines import index as index_lib
@@ -99,20 +97,20 @@ def make_jobs(items: Sequence[Item], shards: Mapping[str, int]) -> list[Job]:
     ]
 
 
-def open_building(directory: pathlib.Path, request: Mapping[str, Any]) -> pathlib.Path:
+def open_building(directory: epath.Path, request: Mapping[str, Any]) -> epath.Path:
     """Returns the folder of shards that are being built, emptied if they were begun for another request."""
     building = directory / BUILDING
     text = json.dumps(request, ensure_ascii=False, sort_keys=True)
     spec = building / _SPEC
-    if not spec.is_file() or spec.read_text(encoding="utf-8") != text:
-        shutil.rmtree(building, ignore_errors=True)
+    if not files_lib.is_file(spec) or spec.read_text(encoding="utf-8") != text:
+        remove(building)
         building.mkdir(parents=True)
         files_lib.write_bytes(spec, text.encode())
     return building
 
 
 def write_shard(
-    building: pathlib.Path,
+    building: epath.Path,
     job: Job,
     source: Source,
     *,
@@ -157,16 +155,16 @@ def write_shard(
                 infos.append((number, info))
                 on_clip(info)
     path = building / job.name
-    file = FileInfo(job.name, len(infos), path.stat().st_size, files_lib.sha256(path))
+    file = FileInfo(job.name, len(infos), files_lib.size(path), files_lib.sha256(path))
     part = Part(file, tuple(infos), tuple(rejected))
     files_lib.write_bytes(building / (job.name + _PART), _part_to_json(part))
     return part
 
 
-def finished_part(building: pathlib.Path, job: Job) -> Part | None:
+def finished_part(building: epath.Path, job: Job) -> Part | None:
     """Returns what a finished shard holds; None if it is not there, or not as it was finished."""
     path, part_path = building / job.name, building / (job.name + _PART)
-    if not path.is_file() or not part_path.is_file():
+    if not files_lib.is_file(path) or not files_lib.is_file(part_path):
         return None
     try:
         part = _part_from_json(part_path.read_bytes())
@@ -176,7 +174,7 @@ def finished_part(building: pathlib.Path, job: Job) -> Part | None:
 
 
 def publish(
-    directory: pathlib.Path, jobs: Sequence[Job], parts: Sequence[Part], spec: Mapping[str, Any], video_codec: str
+    directory: epath.Path, jobs: Sequence[Job], parts: Sequence[Part], spec: Mapping[str, Any], video_codec: str
 ) -> Manifest:
     """Makes the finished shards the dataset of the directory, the manifest last.
 
@@ -240,7 +238,7 @@ def _in_order(jobs: Sequence[Job], parts: Sequence[Part]) -> tuple[list[ClipInfo
 
 
 def _check(
-    directory: pathlib.Path, splits: Sequence[str], infos: Sequence[ClipInfo], rejected: Sequence[tuple[str, Rejected]]
+    directory: epath.Path, splits: Sequence[str], infos: Sequence[ClipInfo], rejected: Sequence[tuple[str, Rejected]]
 ) -> None:
     for split in splits:
         if any(info.split == split for info in infos):
@@ -260,19 +258,25 @@ def _check(
             )
 
 
-def _move(building: pathlib.Path, directory: pathlib.Path, names: set[str]) -> None:
+def _move(building: epath.Path, directory: epath.Path, names: set[str]) -> None:
     """Renames the finished files into place and removes those of an older dataset; the manifest goes first and last."""
     (directory / MANIFEST).unlink(missing_ok=True)
-    files_lib.sync(directory)
+    files_lib.sync_names(directory)
     for name in sorted(names):
-        os.replace(building / name, directory / name)
+        files_lib.move(building / name, directory / name)
     for path in directory.iterdir():
         if re.fullmatch(r"\w+-\d{5}-of-\d{5}\.array_record", path.name) and path.name not in names:
             path.unlink()
-    files_lib.sync(directory)
-    os.replace(building / MANIFEST, directory / MANIFEST)
-    files_lib.sync(directory)
-    shutil.rmtree(building)
+    files_lib.sync_names(directory)
+    files_lib.move(building / MANIFEST, directory / MANIFEST)
+    files_lib.sync_names(directory)
+    remove(building)
+
+
+def remove(building: epath.Path) -> None:
+    """Removes the folder of shards that are being built, if it is there."""
+    if building.exists():
+        building.rmtree()
 
 
 def _batches(items: Sequence[Item], size: int) -> Iterator[list[Item]]:
@@ -282,29 +286,28 @@ def _batches(items: Sequence[Item], size: int) -> Iterator[list[Item]]:
 
 
 @contextlib.contextmanager
-def _writer(path: pathlib.Path) -> Iterator[Callable[[bytes], None]]:
-    """Writes a shard under a temporary name, and renames it if all went well."""
-    partial = path.with_name(path.name + files_lib.PARTIAL)
-    writer = array_record_module.ArrayRecordWriter(str(partial), _WRITER_OPTIONS)
+def _writer(path: epath.Path) -> Iterator[Callable[[bytes], None]]:
+    """Yields what writes a record of a shard."""
 
     def refuse(error: RuntimeError) -> ShardError:
         return ShardError(f"{path} cannot be written ({one_line(error)}); check the disk")
 
-    def write(data: bytes) -> None:
-        try:
-            writer.write(data)
-        except RuntimeError as error:
-            raise refuse(error) from error
+    with files_lib.new_file(path) as local:
+        writer = array_record_module.ArrayRecordWriter(str(local), _WRITER_OPTIONS)
 
-    try:
-        yield write
-    finally:
+        def write(data: bytes) -> None:
+            try:
+                writer.write(data)
+            except RuntimeError as error:
+                raise refuse(error) from error
+
         try:
-            writer.close()
-        except RuntimeError as error:
-            raise refuse(error) from error
-    files_lib.sync(partial)
-    os.replace(partial, path)
+            yield write
+        finally:
+            try:
+                writer.close()
+            except RuntimeError as error:
+                raise refuse(error) from error
 
 
 def _part_to_json(part: Part) -> bytes:

@@ -10,6 +10,7 @@ import sys
 import textwrap
 
 import pytest
+from etils import epath
 
 import data_pipelines
 from data_pipelines import build as build_lib
@@ -141,7 +142,7 @@ def test_a_finished_shard_that_was_damaged_is_written_again(tmp_path, numbers):
     directory, made = tmp_path / "data", numbers(12)
     jobs = writer.make_jobs(made.items(), SHARDS)
     request = {"spec": {}, "shards": SHARDS, "video_codec": "zstd", "items": 12}
-    building = writer.open_building(directory, request)
+    building = writer.open_building(epath.Path(directory), request)
     writer.write_shard(building, jobs[0], made, video_codec="zstd")
     assert writer.finished_part(building, jobs[0]) is not None
     data = bytearray((building / jobs[0].name).read_bytes())
