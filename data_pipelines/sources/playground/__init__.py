@@ -38,6 +38,7 @@ from data_pipelines.sources.playground.rollout import (
     rollout_batch,
     step,
 )
+from data_pipelines.sources.playground.source import PlaygroundSource
 from data_pipelines.sources.playground.weather import EVENTS, event_code, event_codes
 from data_pipelines.sources.playground.world import ACTION_NAMES, State, World, object_names, reset
 
@@ -47,6 +48,7 @@ __all__ = [
     "POLICIES",
     "Observation",
     "Onset",
+    "PlaygroundSource",
     "State",
     "World",
     "advance",

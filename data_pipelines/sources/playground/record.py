@@ -45,25 +45,26 @@ def record_many(
         raise ValueError(f"playground does not know the policy {policy!r}; use one of {', '.join(POLICIES)}")
     if frames < 1 or batch < 1:
         raise ValueError(f"playground needs at least 1 frame and a batch of 1, got {frames=} {batch=}")
-    return _record_batches(world, seeds, policy, frames, split, batch)
+    return record_batches(world, ((split, seed) for seed in seeds), policy, frames, batch)
 
 
-def _record_batches(
-    world: World, seeds: Iterable[int], policy: str, frames: int, split: str, batch: int
+def record_batches(
+    world: World, seeds: Iterable[tuple[str, int]], policy: str, frames: int, batch: int
 ) -> Iterator[Clip]:
+    """Records one clip a split and seed, in order; see `record_many`, which checks its arguments at once."""
     remaining = iter(seeds)
     while group := list(itertools.islice(remaining, batch)):
-        plays = [_play(world, seed, policy, frames) for seed in group]
+        plays = [_play(world, seed, policy, frames) for _, seed in group]
         # A short last group is filled up, so that one compiled program serves all.
         filled = [*range(len(group)), *[0] * (batch - len(group))]
         _, observed = rollout_batch(
             world,
-            np.array([group[i] for i in filled], np.int32),
+            np.array([group[i][1] for i in filled], np.int32),
             np.stack([plays[i][0] for i in filled]),
             np.stack([event_codes(world, plays[i][1], frames) for i in filled]),
         )
         video, audio = jax.device_get((observed.frame, observed.audio))
-        for i, (seed, (actions, events)) in enumerate(zip(group, plays, strict=True)):
+        for i, ((split, seed), (actions, events)) in enumerate(zip(group, plays, strict=True)):
             yield Clip(
                 video=video[i].copy(),
                 audio=np.round(audio[i].reshape(-1, 2) * 32767).astype(np.int16),
@@ -75,8 +76,13 @@ def _record_batches(
                 source=SOURCE,
                 licence=LICENCE,
                 seed=seed,
-                episode=f"{SOURCE}/{split}/{seed:06d}",
+                episode=episode(split, seed),
             )
+
+
+def episode(split: str, seed: int) -> str:
+    """Returns the unique id of a clip."""
+    return f"{SOURCE}/{split}/{seed:06d}"
 
 
 def _play(world: World, seed: int, policy: str, frames: int) -> tuple[np.ndarray, tuple[TextEvent, ...]]:

@@ -3,6 +3,8 @@
 import ctypes
 import dataclasses
 import fractions
+import pathlib
+import pickle
 import sys
 
 import numpy as np
@@ -10,7 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_pipelines.record import decode, encode
+from data_pipelines.source import Rejected
 from data_pipelines.sources import vizdoom as doom
+from data_pipelines.sources.vizdoom import captions, policies
+from data_pipelines.sources.vizdoom import game as game_lib
+from data_pipelines.sources.vizdoom import recording as recording_lib
 
 ATTACK = doom.ACTION_NAMES.index("attack")
 BASIC = doom.Recording("defend_the_center", seed=3, frames=12)
@@ -146,6 +153,8 @@ def test_missing_openal_is_an_error_and_not_silence(game, tmp_path, monkeypatch)
     armed[2, ATTACK] = 1
     with pytest.raises(RuntimeError, match="defend_the_center.*install the system library libopenal1"):
         doom.replay(BASIC, armed)
+    with pytest.raises(RuntimeError, match="a clip with shots.*install the system library libopenal1"):
+        doom.check_sound.__wrapped__()
     unarmed = [doom.Recording("health_gathering", seed, 4) for seed in range(2)]
     with pytest.raises(RuntimeError, match="every clip up to this one.*libopenal1"):
         list(doom.record_many(unarmed))
@@ -179,6 +188,10 @@ def test_missing_vizdoom_says_what_to_install(monkeypatch):
         ("resolution", "160x120", "resolution is '160x120'"),
         ("sample_rate", 16000, "sample_rate is 16000; use one of"),
         ("tics_per_frame", 0, "tics_per_frame is 0"),
+        ("policy", "best", "policy is 'best'; use one of mixed, explore"),
+        ("captions", "all", "captions is 'all'; use one of scenario, state"),
+        ("caption_seconds", -1.0, "caption_seconds is -1.0"),
+        ("min_frames", 13, "min_frames is 13; use 1 to frames, which is 12, or None"),
     ],
 )
 def test_bad_fields_are_named(field, value, message):
@@ -217,3 +230,155 @@ def test_policy_varies_and_holds_its_buttons():
     assert (stacked.mean(axis=(0, 1)) > 0.03).all()
     changes = (stacked[:, 1:] != stacked[:, :-1]).mean(axis=(0, 1))
     assert (changes < 0.5).all()
+
+
+def test_every_configuration_and_screen_size_that_vizdoom_has_is_known(game):
+    import vizdoom
+
+    bundled = {path.stem for path in pathlib.Path(vizdoom.scenarios_path).glob("*.cfg")}
+    assert {scenario.config for scenario in doom.SCENARIOS.values()} == bundled == {*doom.SCENARIOS}
+    assert tuple(vizdoom.ScreenResolution.__members__) == doom.RESOLUTIONS
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_every_freedoom_map_and_every_screen_size_is_played(game, part):
+    for number, name in [*enumerate(doom.FREEDOOM_MAPS)][part::4]:
+        resolution = doom.RESOLUTIONS[number % len(doom.RESOLUTIONS)]
+        clip = doom.record(name, seed=number, frames=2, resolution=resolution)
+        clip.validate()
+        width, height = map(int, resolution.removeprefix("RES_").split("X"))
+        assert clip.video.shape == (2, height, width, 3)
+        assert clip.video.std() > 1
+
+
+EXPLORE = doom.Recording("freedoom2_map20", seed=2, frames=100, policy="explore", captions="state")
+
+
+def test_exploring_and_describing_leave_the_game_as_it_is(game):
+    first, again = doom.record_many([EXPLORE, EXPLORE])
+    plain = doom.replay(dataclasses.replace(EXPLORE, policy="mixed", captions="scenario"), first.actions)
+    described = doom.replay(EXPLORE, first.actions)
+    for clip in (again, plain, described):
+        np.testing.assert_array_equal(first.video, clip.video)
+        np.testing.assert_array_equal(first.audio, clip.audio)
+        np.testing.assert_array_equal(first.actions, clip.actions)
+    assert first.events == described.events
+    assert [event.text for event in plain.events] == ["doom: freedoom2 map20"]
+
+
+def places_visited(recording) -> int:
+    """Returns how many squares of 128 units the player sets foot on."""
+    player, visited = policies.make_player(recording, 0), set()
+
+    def act(frame, look):
+        visited.add(tuple((look().position // 128).tolist()))
+        return player(frame, look)
+
+    game_lib.play(recording, act)
+    return len(visited)
+
+
+def test_exploring_gets_further(game):
+    visited = {
+        policy: sum(
+            places_visited(doom.Recording(scenario, seed, 200, policy=policy, min_frames=50))
+            for scenario in ("freedoom2_map01", "freedoom2_map20", "deathmatch")
+            for seed in range(3)
+        )
+        for policy in ("mixed", "explore")
+    }
+    assert visited["explore"] > 1.3 * visited["mixed"]
+
+
+def test_where_there_is_nowhere_to_go_exploring_is_the_mixed_policy(game):
+    mixed, explore = doom.record_many([BASIC, dataclasses.replace(BASIC, policy="explore")])
+    np.testing.assert_array_equal(mixed.actions, explore.actions)
+
+
+def test_captions_tell_the_state_when_it_has_changed(game):
+    clip = doom.record_one(dataclasses.replace(BASIC, frames=70, captions="state", min_frames=40))
+    texts = [event.text for event in clip.events]
+    assert clip.events[0].frame == 0 and len(texts) >= 2
+    assert all(text.startswith("doom: defend the center; health ") for text in texts)
+    assert any("; sees: " in text for text in texts) and all(", ammo " in text for text in texts)
+    assert not any("Puff" in text or "Dead" in text or "Player" in text for text in texts)
+    assert all(a != b for a, b in zip(texts, texts[1:], strict=False))
+    frames = [event.frame for event in clip.events]
+    assert min(np.diff(frames)) >= 2 * clip.frame_rate
+    often = doom.record_one(dataclasses.replace(BASIC, captions="state", caption_seconds=0.0, frames=40))
+    assert len(often.events) > 2
+
+
+@settings(deadline=None, max_examples=30)
+@given(texts=st.lists(st.sampled_from("ab"), min_size=1, max_size=40), seconds=st.floats(0, 3))
+def test_captions_are_the_texts_thinned_out(texts, seconds):
+    recording = dataclasses.replace(BASIC, captions="state", caption_seconds=seconds)
+    events = captions.events(texts, recording)
+    assert events[0].frame == 0
+    assert all(texts[event.frame] == event.text for event in events)
+    for one, after in zip(events, events[1:], strict=False):
+        assert one.text != after.text and after.frame - one.frame >= seconds * recording.frame_rate
+
+
+SOURCE = doom.VizdoomSource(
+    ("basic", "deathmatch"),
+    {"train": range(0, 10, 2), "test": range(1, 3, 2)},
+    frames=10,
+    resolutions=("RES_160X120", "RES_256X144"),
+)
+
+
+def test_a_source_takes_scenarios_and_then_resolutions_in_turn():
+    assert [(item.split, item.name) for item in SOURCE.items()] == [
+        ("train", "vizdoom/train/basic/160x120/000000"),
+        ("train", "vizdoom/train/deathmatch/160x120/000002"),
+        ("train", "vizdoom/train/basic/256x144/000004"),
+        ("train", "vizdoom/train/deathmatch/256x144/000006"),
+        ("train", "vizdoom/train/basic/160x120/000008"),
+        ("test", "vizdoom/test/basic/160x120/000001"),
+    ]
+
+
+def test_a_source_gives_the_recorded_clips_whatever_the_order(game):
+    items = SOURCE.items()
+    clips = [clip for _, clip in SOURCE.record(items)]
+    again = [clip for _, clip in pickle.loads(pickle.dumps(SOURCE)).record(items[::-1])][::-1]
+    plain = list(doom.record_many([item.what for item in items]))
+    for item, clip, other, third in zip(items, clips, again, plain, strict=True):
+        assert clip.episode == item.name
+        for same in (other, third, decode(encode(clip).to_bytes())):
+            np.testing.assert_array_equal(clip.video, same.video)
+            np.testing.assert_array_equal(clip.audio, same.audio)
+            np.testing.assert_array_equal(clip.actions, same.actions)
+
+
+def test_a_game_that_ends_early_is_rejected_or_ends_the_clip(game, monkeypatch):
+    monkeypatch.setattr(recording_lib, "_ATTEMPTS", 2)
+    short = doom.VizdoomSource(("predict_position", "my_way_home"), {"train": [0, 2]}, frames=50)
+    rejected, clip = [result for _, result in short.record(short.items())]
+    assert isinstance(rejected, Rejected) and rejected.name == "vizdoom/train/predict_position/160x120/000000"
+    assert "ended before frame 50 in each of 2 tries" in rejected.reason
+    assert clip.frames == 50
+    early = dataclasses.replace(short, min_frames=8)
+    (item, ended), _ = early.record(early.items())
+    ended.validate()
+    assert 8 <= ended.frames < 50
+    again = doom.replay(item.what, ended.actions)
+    np.testing.assert_array_equal(ended.video, again.video)
+    np.testing.assert_array_equal(ended.audio, again.audio)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("scenarios", (), "scenarios is empty"),
+        ("scenarios", ("basic", "doom3"), "scenario is 'doom3'"),
+        ("resolutions", ("RES_1X1",), "resolution is 'RES_1X1'; use one of RES_160X120"),
+        ("seeds", {"train": [2], "test": [2]}, "seeds has 2 in 'train' and 'test'"),
+        ("frames", 0, "frames is 0"),
+        ("policy", "best", "policy is 'best'"),
+    ],
+)
+def test_bad_fields_of_a_source_are_named(field, value, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(SOURCE, **{field: value})
