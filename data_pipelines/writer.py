@@ -176,22 +176,26 @@ def finished_part(building: epath.Path, job: Job) -> Part | None:
 def publish(
     directory: epath.Path, jobs: Sequence[Job], parts: Sequence[Part], spec: Mapping[str, Any], video_codec: str
 ) -> Manifest:
-    """Makes the finished shards the dataset of the directory, the manifest last.
+    """Makes the finished shards the dataset of the directory, the manifest last; a split without clips is left out.
 
     Raises:
-        ShardError: a split has no clips, an episode occurs twice, or the action names differ.
+        ShardError: there are no clips, an episode occurs twice, or the action names differ.
     """
     building = directory / BUILDING
     infos, rejected = _in_order(jobs, parts)
-    splits = list(dict.fromkeys(job.split for job in jobs))
-    _check(directory, splits, infos, rejected)
     lines = [
         json.dumps({"split": split, "name": one.name, "reason": one.reason}, ensure_ascii=False)
         for split, one in rejected
     ]
+    if not infos:
+        # Who reads that there are no clips wants to know why.
+        files_lib.write_bytes(directory / REJECTED, _joined(lines))
+        raise ShardError(f"{directory} has no clips; {len(rejected)} rejected, see {directory / REJECTED}")
+    splits = [split for split in dict.fromkeys(job.split for job in jobs) if any(info.split == split for info in infos)]
+    _check(infos)
     tables = {
         INDEX: (index_lib.to_parquet(infos), len(infos)),
-        REJECTED: ("".join(line + "\n" for line in lines).encode(), len(lines)),
+        REJECTED: (_joined(lines), len(lines)),
     }
     described = {}
     for name, (data, count) in tables.items():
@@ -237,15 +241,11 @@ def _in_order(jobs: Sequence[Job], parts: Sequence[Part]) -> tuple[list[ClipInfo
     )
 
 
-def _check(
-    directory: epath.Path, splits: Sequence[str], infos: Sequence[ClipInfo], rejected: Sequence[tuple[str, Rejected]]
-) -> None:
-    for split in splits:
-        if any(info.split == split for info in infos):
-            continue
-        reasons = [one for of, one in rejected if of == split]
-        why = f"; {len(reasons)} rejected, the first: {reasons[0].name}: {reasons[0].reason}" if reasons else ""
-        raise ShardError(f"split {split!r} of {directory} has no clips{why}; give it some or leave it out")
+def _joined(lines: Sequence[str]) -> bytes:
+    return "".join(line + "\n" for line in lines).encode()
+
+
+def _check(infos: Sequence[ClipInfo]) -> None:
     seen: set[str] = set()
     for info in infos:
         if info.episode in seen:

@@ -15,7 +15,8 @@ import rich.console
 from absl import flags
 
 from data_pipelines.clip import Clip
-from data_pipelines.shards import ClipInfo, Dataset, open_dataset
+from data_pipelines.index import ClipInfo
+from data_pipelines.shards import Dataset, open_dataset
 from pixr1_jax.core import cli_errors, progress
 from pixr1_jax.engine import runner
 from pixr1_jax.evaluation import control, fidelity, report, rollout, sound

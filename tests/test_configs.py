@@ -11,7 +11,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from data_pipelines.clip import TextEvent
-from data_pipelines.shards import ClipInfo
+from data_pipelines.index import ClipInfo
+from data_pipelines.source import Item
 from data_pipelines.sources import playground, vizdoom
 from pixr1_jax import data as data_verb
 from pixr1_jax import evaluate as evaluate_verb
@@ -47,6 +48,7 @@ def info(number, split, frames, height, width, frame_rate, sample_rate, names, t
         split=split,
         file=f"{split}-00000-of-00001.array_record",
         record=number,
+        bytes=0,
         episode=f"{split}/{number}",
         frames=frames,
         height=height,
@@ -54,6 +56,7 @@ def info(number, split, frames, height, width, frame_rate, sample_rate, names, t
         frame_rate=fractions.Fraction(frame_rate),
         sample_rate=sample_rate,
         channels=2,
+        video_codec="zstd",
         action_names=names,
         events=(TextEvent(0, text),),
         source="",
@@ -62,33 +65,32 @@ def info(number, split, frames, height, width, frame_rate, sample_rate, names, t
     )
 
 
-def doom_infos(recordings):
-    for number, one in enumerate(recordings):
-        width, height = map(int, re.findall(r"\d+", one.resolution))
-        text = vizdoom.find_scenario(one.scenario).caption
-        names, rate = vizdoom.ACTION_NAMES, fractions.Fraction(35, one.tics_per_frame)
-        yield info(number, one.split, one.frames, height, width, rate, one.sample_rate, names, text, one.seed)
+def doom_info(number: int, item: Item) -> ClipInfo:
+    one = item.what
+    width, height = map(int, re.findall(r"\d+", one.resolution))
+    text = vizdoom.find_scenario(one.scenario).caption
+    names, rate = vizdoom.ACTION_NAMES, fractions.Fraction(35, one.tics_per_frame)
+    return info(number, item.split, one.frames, height, width, rate, one.sample_rate, names, text, one.seed)
 
 
-def playground_infos(world, seeds, policy, frames, *, split):
-    assert policy in playground.POLICIES
-    text = max(playground.EVENTS, key=len)
-    sizes = (frames, world.height, world.width, world.frame_rate, world.sample_rate)
-    for number, seed in enumerate(seeds):
-        yield info(number, split, *sizes, playground.ACTION_NAMES, text, seed)
+def playground_info(number: int, item: Item, source: playground.PlaygroundSource) -> ClipInfo:
+    text, world = max(playground.EVENTS, key=len), source.world
+    sizes = (source.frames, world.height, world.width, world.frame_rate, world.sample_rate)
+    return info(number, item.split, *sizes, playground.ACTION_NAMES, text, item.what)
 
 
 @pytest.fixture
 def index(monkeypatch, tmp_path):
     """Returns the dataset that a configuration would build, its index only: clips that nobody recorded."""
-    monkeypatch.setattr(vizdoom, "record_many", doom_infos)
-    monkeypatch.setattr(playground, "record_many", playground_infos)
 
     def build(config: ConfigDict):
-        clips = {}
+        clips: dict[str, list[ClipInfo]] = {}
 
-        def listed(directory, sources, **_):
-            clips.update({split: list(source()) for split, source in sources.items()})
+        def listed(directory, source, **_):
+            for item in source.items():
+                found = clips.setdefault(item.split, [])
+                of_doom = isinstance(source, vizdoom.VizdoomSource)
+                found.append(doom_info(len(found), item) if of_doom else playground_info(len(found), item, source))
 
         monkeypatch.setattr(data_verb.build_lib, "build", listed)
         data_verb.build_data(config, tmp_path / "shards")

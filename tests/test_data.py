@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from data_pipelines import config as data_config
 from data_pipelines import shards as shards_lib
-from data_pipelines.sources import playground, vizdoom
+from data_pipelines.sources import playground
 from pixr1_jax import data as data_verb
 from pixr1_jax.core import config as config_lib
 from pixr1_jax.core.config import ConfigError
@@ -34,8 +35,8 @@ def make_config(**changes) -> ConfigDict:
     return ConfigDict({"data": section | changes})
 
 
-def data_config(**changes) -> data_verb.DataConfig:
-    return config_lib.freeze(data_verb.DataConfig, make_config(**changes).data, "config.data")
+def freeze(**changes) -> data_config.DataConfig:
+    return config_lib.freeze(data_config.DataConfig, make_config(**changes).data, "config.data")
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +73,7 @@ def test_a_second_build_keeps_the_files(built):
 
 
 def test_another_section_is_refused_by_its_first_difference(built):
-    with pytest.raises(ValueError, match="data.frames is 4 there and 5 here; choose another --workdir"):
+    with pytest.raises(ValueError, match="data.frames is 4 there and 5 here; choose another folder"):
         data_verb.build_data(make_config(frames=5), built)
 
 
@@ -81,24 +82,32 @@ def test_splits_and_seeds_are_disjoint():
         seed
         for number in range(3)
         for split in ("train", "test")
-        for seed in data_config(seed=number, train_clips=1000, test_clips=1000).seeds(split)
+        for seed in freeze(seed=number, train_clips=1000, test_clips=1000).seeds[split]
     ]
     assert len(seeds) == len(set(seeds)) == 6000
-    more = data_config(train_clips=9, test_clips=7)
-    assert more.seeds("test")[0] == data_config().seeds("test")[0], "test clips do not depend on the training clips"
-    assert [len(more.seeds(split)) for split in ("train", "test")] == [9, 7]
+    more = freeze(train_clips=9, test_clips=7)
+    assert more.seeds["test"][0] == freeze().seeds["test"][0], "test clips do not depend on the training clips"
+    assert [len(more.seeds[split]) for split in ("train", "test")] == [9, 7]
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"source": "doom"}, "config.data.source is 'doom'; use one of 'playground', 'vizdoom'"),
-        ({"test_clips": 0}, "config.data: test_clips is 0; use at least 1"),
+        (
+            {"source": "doom"},
+            "config.data.source is 'doom'; use one of 'ale', 'gymnasium', 'playground', 'tfds', 'videos', 'vizdoom'",
+        ),
+        ({"train_clips": None}, "config.data: train_clips is missing; source 'playground' makes its clips from seeds"),
+        ({"source": "videos", "videos": {"path": "x"}}, "config.data: train_clips is given; source 'videos' has the"),
+        ({"test_clips": 0}, "config.data: test_clips is 0; use 1 or more"),
         ({"seed": 20_000}, "config.data: seed is 20000, which gives clip seeds beyond"),
         ({"playground": None}, "config.data: playground is missing"),
         ({"playground": {"height": 16}}, "config.data.playground.width is missing"),
         ({"playground": {"hight": 16}}, "did you mean height?"),
-        ({"playground": {"policy": "fly"}}, "config.data.playground.policy is 'fly'; use one of wander,"),
+        (
+            {"playground": {"height": 16, "width": 24, "frame_rate": 12, "sample_rate": 6000, "policy": "fly"}},
+            "config.data.playground: policy is 'fly'; use one of wander,",
+        ),
         ({"source": "vizdoom", "vizdoom": {"scenarios": ("basc",)}}, "config.data.vizdoom: scenario is 'basc'"),
         ({"source": "vizdoom", "vizdoom": {"scenarios": ()}}, "config.data.vizdoom: scenarios is empty"),
     ],
@@ -114,33 +123,30 @@ def test_a_missing_section_is_named(tmp_path):
         data_verb.build_data(ConfigDict(), tmp_path)
 
 
-def test_doom_takes_scenarios_and_resolutions_in_turn(tmp_path, monkeypatch):
-    planned = []
-
-    def record_many(recordings):
-        planned.extend(recordings)
-        for recording in recordings:
-            yield playground.record(playground.World(8, 8, 12, 6000), recording.seed, "still", 2, split=recording.split)
-
-    monkeypatch.setattr(vizdoom, "record_many", record_many)
-    data_verb.build_data(make_config(source="vizdoom", train_clips=5), tmp_path)
-    assert [(one.scenario, one.resolution) for one in planned if one.split == "train"] == [
+def test_doom_takes_scenarios_and_resolutions_in_turn():
+    config = freeze(source="vizdoom", train_clips=5)
+    items = data_config.make_source(config, "config.data").items()
+    assert [(item.what.scenario, item.what.resolution) for item in items if item.split == "train"] == [
         ("basic", "RES_160X120"),
         ("deathmatch", "RES_160X120"),
         ("basic", "RES_256X144"),
         ("deathmatch", "RES_256X144"),
         ("basic", "RES_160X120"),
     ]
-    assert {(one.frames, one.sample_rate, one.tics_per_frame) for one in planned} == {(4, 11025, 4)}
+    assert {(one.what.frames, one.what.sample_rate, one.what.tics_per_frame) for one in items} == {(4, 11025, 4)}
+    assert data_config.shards_of(config, items) == {"train": 2, "test": 1}
 
 
 def test_inspect_reports_and_draws(built, tmp_path):
     png = tmp_path / "sheet.png"
-    command = [sys.executable, "-m", "pixr1_jax.data", "inspect", str(built), "--verify", f"--png={png}"]
+    reports = [f"--png={png}", f"--json={tmp_path}/facts.json", f"--html={tmp_path}/page.html"]
+    command = [sys.executable, "-m", "pixr1_jax.data", "inspect", str(built), "--verify", *reports]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "verified: all 4 records are good" in done.stdout
     assert png.read_bytes().startswith(b"\x89PNG")
+    assert json.loads((tmp_path / "facts.json").read_text())["splits"]["train"]["clips"] == 3
+    assert "<h2>Clips</h2>" in (tmp_path / "page.html").read_text()
 
 
 def test_build_goes_where_training_looks(tmp_path):

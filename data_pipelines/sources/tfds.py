@@ -23,7 +23,7 @@ class TfdsSource:
         data_dir: where it was prepared, in a format with random access (array_record).
         splits: (our split, split or slice of the dataset), such as ("train", "train[:90%]").
         video: feature of the frames, uint8 `[frames, height, width, channels]`, or of the image, without frames.
-        frame_rate: frames a second, since the datasets do not say.
+        frame_rate: frames a second, such as "30000/1001", since the datasets do not say.
         audio: feature of the sound, int16 or float in -1..1, `[samples]` or `[samples, channels]`; "" for none.
         sample_rate: of the sound, Hz.
         text: feature of the caption: a text, or a class label; "" for none.
@@ -35,7 +35,7 @@ class TfdsSource:
     data_dir: str | None = None
     splits: tuple[tuple[str, str], ...] = (("train", "train"), ("test", "test"))
     video: str = "video"
-    frame_rate: fractions.Fraction = fractions.Fraction(25)
+    frame_rate: str = "25"
     audio: str = ""
     sample_rate: int = 16_000
     text: str = ""
@@ -43,7 +43,7 @@ class TfdsSource:
     batch: int = 64
 
     def __post_init__(self) -> None:
-        if self.frame_rate <= 0 or self.sample_rate < 1 or self.batch < 1:
+        if self.rate <= 0 or self.sample_rate < 1 or self.batch < 1:
             raise ValueError("frame_rate, sample_rate and batch must be positive")
         if not self.splits:
             raise ValueError('splits is empty; name at least one, as in (("train", "train[:90%]"),)')
@@ -52,6 +52,11 @@ class TfdsSource:
         for name in filter(None, (self.video, self.audio, self.text)):
             if name not in features:
                 raise ValueError(f"{self.dataset} has no feature {name!r}; use one of {', '.join(sorted(features))}")
+
+    @property
+    def rate(self) -> fractions.Fraction:
+        """Frames a second."""
+        return fractions.Fraction(self.frame_rate)
 
     def items(self) -> Sequence[Item]:
         """See `data_pipelines.source.Source`."""
@@ -93,7 +98,7 @@ def _clip(source: TfdsSource, example: dict[str, Any], features: Any, episode: s
         actions=np.zeros((len(video), 0), np.float32),
         action_names=(),
         events=(TextEvent(0, caption),) if caption else (),
-        frame_rate=source.frame_rate,
+        frame_rate=source.rate,
         sample_rate=source.sample_rate,
         source=f"tfds:{source.dataset}",
         licence=source.licence,
@@ -104,7 +109,7 @@ def _clip(source: TfdsSource, example: dict[str, Any], features: Any, episode: s
 
 def _audio(source: TfdsSource, example: dict[str, Any], frames: int) -> np.ndarray:
     """The sound, as long as the video: cut, or silent at its end."""
-    samples = samples_at(frames, source.sample_rate, source.frame_rate)
+    samples = samples_at(frames, source.sample_rate, source.rate)
     if not source.audio:
         return np.zeros((samples, 0), np.int16)
     sound = np.asarray(example[source.audio])

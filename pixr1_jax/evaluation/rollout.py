@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.clip import Clip, TextEvent
-from data_pipelines.shards import ClipInfo
+from data_pipelines.index import ClipInfo
 
 
 def misfit(manifest: Mapping[str, Any], clip: Clip | ClipInfo) -> str:

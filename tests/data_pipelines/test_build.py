@@ -170,9 +170,13 @@ def test_an_item_that_kills_or_hangs_its_process_is_rejected(tmp_path, numbers):
         build(tmp_path / "batch", numbers(4, kill=1, batch=2), processes=1, shards={"train": 1, "test": 1})
 
 
-def test_a_split_of_rejections_alone_is_an_error_that_names_one(tmp_path, numbers):
-    with pytest.raises(ShardError, match="split 'test' .* has no clips; 1 rejected, the first: number 0: is not liked"):
-        build(tmp_path, numbers(4, reject=0), shards={"train": 1, "test": 1})
+def test_a_split_of_rejections_alone_is_left_out_and_a_dataset_of_them_is_an_error(tmp_path, numbers):
+    build(tmp_path / "some", numbers(4, reject=0), shards={"train": 1, "test": 1})
+    assert seeds(tmp_path / "some") == {"train": [1, 2, 3]}
+    assert open_dataset(tmp_path / "some").rejected()[0]["split"] == "test"
+    with pytest.raises(ShardError, match="all has no clips; 1 rejected, see .*rejected.jsonl"):
+        build(tmp_path / "all", numbers(1, reject=0), shards={"test": 1})
+    assert json.loads((tmp_path / "all" / "rejected.jsonl").read_text())["reason"] == "is not liked"
 
 
 def test_a_truncated_dataset_is_built_again(tmp_path, numbers):

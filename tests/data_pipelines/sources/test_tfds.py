@@ -65,9 +65,8 @@ def by_label(made):
 
 def test_videos_with_sound_and_captions(toys):
     splits = (("train", "train[:50%]"), ("test", "train[50%:]"))
-    rate = fractions.Fraction(10)
     source = TfdsSource(
-        "toys", toys, splits, video="clip", audio="sound", text="words", frame_rate=rate, sample_rate=200
+        "toys", toys, splits, video="clip", audio="sound", text="words", frame_rate="10", sample_rate=200
     )
     source = pickle.loads(pickle.dumps(source))
     items = source.items()
