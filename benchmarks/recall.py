@@ -33,6 +33,7 @@ from data_pipelines.packing import Role
 from data_pipelines.shards import Dataset, open_dataset
 from pixr1_jax.attention import select
 from pixr1_jax.attention.blocks import Tail, visible
+from pixr1_jax.attention.reference import token_mask
 from pixr1_jax.core import cli_errors
 from pixr1_jax.core import config as config_lib
 from pixr1_jax.core.tree import named_leaves
@@ -66,19 +67,17 @@ def attention_inputs(model: Omni, objective: Pretrain, batch, seen, layout: Layo
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = parts
         q, k, v = layer.qkv_heads(nn.rms_norm(x) * (1 + scale_a) + shift_a, config.heads)
         found.append((q, k, v))
-        probability = softmax(scores(rope.rotate(q, angles), rope.rotate(k, angles)), token_mask(seen, layout))
+        probability = softmax(scores(rope.rotate(q, angles), rope.rotate(k, angles)), tokens_read(seen, layout))
         mixed = jnp.einsum("bhqk,bkhd->bqhd", probability, v)
         x = x + gate_a * nn.dot(mixed.reshape(*x.shape[:2], -1), layer.out)
         x = x + gate_m * layer.mlp(nn.rms_norm(x) * (1 + scale_m) + shift_m)
     return found, angles
 
 
-def token_mask(reads: jax.Array, layout: Layout) -> jax.Array:
+def tokens_read(reads: jax.Array, layout: Layout) -> jax.Array:
     """Block relation [batch, (heads,) blocks, blocks] as a token mask [batch, heads or 1, tokens, tokens]."""
-    reads = reads if reads.ndim == 4 else reads[:, None]
     block = layout.kind.shape[1] // layout.blocks.count
-    alive = (jnp.arange(block) < layout.blocks.valid[..., None]).reshape(reads.shape[0], 1, 1, -1)
-    return jnp.repeat(jnp.repeat(reads, block, axis=2), block, axis=3) & alive
+    return token_mask(reads if reads.ndim == 4 else reads[:, None], layout.blocks.valid, block)
 
 
 def scores(q: jax.Array, k: jax.Array) -> jax.Array:
@@ -105,7 +104,7 @@ def measure(q, k, v, angles, options: select.Candidates, layout: Layout, keep: i
     valid = layout.blocks.valid
     turned_q, turned_k = rope.rotate(q, angles), rope.rotate(k, angles)
     free, always = options.free[:, None], options.always[:, None]
-    dense = softmax(scores(turned_q, turned_k), token_mask(options.free | options.always, layout))
+    dense = softmax(scores(turned_q, turned_k), tokens_read(options.free | options.always, layout))
     rows, heads, length, _ = dense.shape
     # Mean over a block's queries of the mass that each key block receives.
     mass = dense.reshape(rows, heads, length // block, block, -1, block).sum(-1)
@@ -127,7 +126,7 @@ def measure(q, k, v, angles, options: select.Candidates, layout: Layout, keep: i
     alive = jnp.arange(length) % block < jnp.repeat(valid, block, axis=1)
 
     def sparse(pick, tail: bool):
-        mask = token_mask(pick | always, layout)
+        mask = tokens_read(pick | always, layout)
         rest = jnp.where(free & ~pick, valid[:, None, None].astype(jnp.float32), 0.0) * tail
         both = jnp.concatenate([scores(turned_q, turned_k), scores(turned_q, means[0])], axis=-1)
         weight = jnp.concatenate([mask, jnp.repeat(rest, block, axis=2)], axis=-1)
@@ -161,7 +160,7 @@ def measure(q, k, v, angles, options: select.Candidates, layout: Layout, keep: i
     strength = ((exact - plain) * gate)[head].sum((0, 1)) / jnp.square(gate[head]).sum((0, 1))  # [heads, dim]
     out["error, gated coarse"] = error(plain + strength * gate)
     feature_q, feature_k = (jax.nn.softmax(x, axis=-1) for x in (turned_q, turned_k))
-    left = token_mask(free & ~pick, layout)
+    left = tokens_read(free & ~pick, layout)
     linear = jnp.where(left, jnp.einsum("bqhd,bkhd->bhqk", feature_q, feature_k), 0.0)
     linear = linear / jnp.maximum(linear.sum(-1, keepdims=True), 1e-9)
     linear = jnp.einsum("bhqk,bkhd->bqhd", linear, v)

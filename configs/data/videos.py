@@ -7,13 +7,14 @@ Any file that FFmpeg reads is taken; what gives no clip stands in OUT/rejected.j
 from x.txt or x.jsonl beside x.mp4, or from captions.csv or captions.jsonl in DIR (docs/recipes.md).
 """
 
-from ml_collections import ConfigDict, config_dict
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 
 def get_config() -> ConfigDict:
     """Returns the config; `config.path` is the folder."""
     config = ConfigDict()
-    config.path = config_dict.placeholder(str)
+    config.path = placeholder(str)
 
     config.data = ConfigDict()
     config.data.source = "videos"

@@ -35,6 +35,21 @@ def dense_mask(lists: BlockLists, key_valid: jax.Array, query_blocks: int, block
     return mask.reshape(*mask.shape[:3], key_blocks * block)
 
 
+def token_mask(reads: jax.Array, key_valid: jax.Array, block: int) -> jax.Array:
+    """The token mask of a block relation, for dense peers.
+
+    Args:
+      reads: bool [batch, lists, query_blocks, key_blocks].
+      key_valid: int32 [batch, key_blocks], valid tokens of each key block.
+      block: Tokens in a block.
+
+    Returns:
+      bool [batch, lists, query_tokens, key_tokens].
+    """
+    alive = (jnp.arange(block) < key_valid[..., None]).reshape(key_valid.shape[0], 1, 1, -1)
+    return jnp.repeat(jnp.repeat(reads, block, axis=2), block, axis=3) & alive
+
+
 def attend(
     q: jax.Array,
     k: jax.Array,

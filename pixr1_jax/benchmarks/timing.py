@@ -13,6 +13,7 @@ import numpy as np
 
 from pixr1_jax.attention import api
 from pixr1_jax.attention.blocks import block_lists
+from pixr1_jax.attention.reference import token_mask
 from pixr1_jax.benchmarks.cases import BLOCK, PRODUCTS
 from pixr1_jax.benchmarks.estimates import DENSITIES, STREAMING, TRAINING, Shape
 
@@ -107,7 +108,8 @@ def _ours(implementation: str, mask: np.ndarray, dim: int, tile: int, variant: s
 
 def _peer(name: str, mask: np.ndarray) -> Attention:
     """Dense attention of JAX under a static mask, on [batch, tokens, heads, dim]."""
-    tokens = np.kron(mask, np.ones((BLOCK, BLOCK), bool))
+    whole = jnp.full((1, mask.shape[1]), BLOCK, jnp.int32)
+    tokens = np.asarray(token_mask(jnp.asarray(mask)[None, None], whole, BLOCK)[0, 0])
     if name == "cudnn":
         if mask.all():
             return lambda q, k, v: jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
