@@ -1,0 +1,232 @@
+"""The first pass over a file: what its frames are and when, without keeping any."""
+
+from __future__ import annotations
+
+import array
+import dataclasses
+import fractions
+import zlib
+from pathlib import Path
+
+import av
+import numpy as np
+from av.container import InputContainer
+
+from data_pipelines.sources.videos import media, timing
+from data_pipelines.sources.videos.media import FrameReader, Orientation
+from data_pipelines.sources.videos.shots import CutFinder
+
+# A header may count a few frames that the file does not store.
+_UNCOUNTED = 2, 0.02
+_HEADER_SECONDS = 0.5
+# These say how long they are in their header.
+_MATROSKA = "matroska"
+_MOST_PICTURE_BYTES = 2**28
+_START_OF_JPEG, _END_OF_JPEG, _END_OF_GIF = b"\xff\xd8\xff", b"\xff\xd9", b"\x3b"
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Frames `start` to the next run's start that share a size and a way to be turned upright.
+
+    Attributes:
+        start: number of the first frame.
+        height: coded pixels, before turning.
+        width: coded pixels, before turning.
+        turned: how a frame must be turned.
+    """
+
+    start: int
+    height: int
+    width: int
+    turned: Orientation
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels, upright."""
+        return (self.width, self.height) if self.turned[0] else (self.height, self.width)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Packets:
+    """Facts of the packets of a video, in order of decoding.
+
+    Attributes:
+        ticks: timestamps, int64 `[packets]`.
+        keys: whether decoding may start there, bool `[packets]`.
+        discarded: whether an edit list hides it, bool `[packets]`.
+    """
+
+    ticks: np.ndarray
+    keys: np.ndarray
+    discarded: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Survey:
+    """What a file holds.
+
+    Attributes:
+        ticks: timestamps of the frames, int64 `[frames]`, strictly rising.
+        end: of the last frame.
+        base: seconds a tick.
+        frame_rate: frames a second, at the usual step between frames.
+        pixel_aspect: width of a coded pixel over its height.
+        runs: of frames of one size, in order.
+        cuts: numbers of the frames that begin a new shot.
+        sums: uint32 `[frames]`, see `checksum`; empty where nobody asked.
+        packets: None where a timestamp is missing or was not asked for.
+        codec: name of the decoder.
+        still: whether it is one picture.
+        damage: what ended the reading early, or "".
+        dropped: frames left out because their timestamps did not rise.
+    """
+
+    ticks: np.ndarray
+    end: int
+    base: fractions.Fraction
+    frame_rate: fractions.Fraction
+    pixel_aspect: fractions.Fraction
+    runs: tuple[Run, ...]
+    cuts: tuple[int, ...]
+    sums: np.ndarray
+    packets: Packets | None
+    codec: str
+    still: bool
+    damage: str
+    dropped: int
+
+    @property
+    def origin(self) -> fractions.Fraction:
+        """Timestamp of the first frame, in seconds."""
+        return int(self.ticks[0]) * self.base
+
+
+def survey(
+    path: Path, *, max_pixels: int, cut_threshold: float | None, flash: fractions.Fraction, checksums: bool
+) -> Survey:
+    """Decodes a file once.
+
+    Args:
+        path: the file.
+        max_pixels: a frame of more ends the reading.
+        cut_threshold: see `CutFinder`; None finds no cuts.
+        flash: see `CutFinder`.
+        checksums: whether to sum up each frame, to compare copies with.
+
+    Raises:
+        MediaError: there is no video, not a frame of it decodes, or its frames are too large.
+        OSError, FFmpegError: the file cannot be read.
+    """
+    with media.open_media(path, max_pixels) as container:
+        stream = media.best_video(container, max_pixels)
+        reader = FrameReader(container, stream, max_pixels)
+        still = media.is_still(container)
+        base = media.time_base(stream)
+        ticks, sums = array.array("q"), array.array("L")
+        runs: list[Run] = []
+        cuts: list[int] = []
+        finder: CutFinder | None = None
+        duration = 0
+        for number, (tick, frame) in enumerate(reader.frames()):
+            turned = media.orientation(frame)
+            if not runs or (runs[-1].height, runs[-1].width, runs[-1].turned) != (frame.height, frame.width, turned):
+                media.check_size(frame.width, frame.height, max_pixels)
+                runs.append(Run(number, frame.height, frame.width, turned))
+                cuts += finder.cuts if finder else []
+                finder = None if cut_threshold is None else CutFinder(cut_threshold, flash)
+            if finder is not None:
+                finder.add(number, tick * base, frame)
+            ticks.append(tick)
+            duration = frame.duration or 0
+            if checksums:
+                sums.append(checksum(frame))
+            if still:
+                break
+        cuts += finder.cuts if finder else []
+        times = np.array(ticks, np.int64)
+        rate = timing.frame_rate(times, base, media.declared_rates(stream))
+        return Survey(
+            ticks=times,
+            end=ticks[-1] + _last_duration(times, duration, base, rate),
+            base=base,
+            frame_rate=rate,
+            pixel_aspect=media.pixel_aspect(stream),
+            runs=tuple(runs),
+            cuts=tuple(cuts),
+            sums=np.array(sums, np.uint32),
+            packets=_packets(reader),
+            codec=stream.codec_context.name,
+            still=still,
+            damage=reader.damage or _missing(container, stream, reader, times, path),
+            dropped=reader.dropped,
+        )
+
+
+def checksum(frame: av.VideoFrame) -> int:
+    """Returns a sum over all pixels of a frame as decoded, and how they are to be read."""
+    pixels = frame.format
+    facts = (pixels.name, frame.width, frame.height, int(frame.colorspace), int(frame.color_range))
+    total = zlib.adler32(repr(facts).encode())
+    for number, plane in enumerate(frame.planes):
+        if pixels.is_planar:
+            bits = sum(-(-part.bits // 8) * 8 for part in pixels.components if part.plane == number)
+        else:
+            bits = pixels.padded_bits_per_pixel
+        used = -(-plane.width * bits // 8)
+        rows = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)[: plane.height, :used]
+        total = zlib.adler32(rows.tobytes(), total)
+    return total
+
+
+def _last_duration(ticks: np.ndarray, duration: int, base: fractions.Fraction, rate: fractions.Fraction) -> int:
+    """Returns how long the last frame lasts, in ticks: what the file says, unless that is out of the usual."""
+    usual = int(np.median(np.diff(ticks))) if len(ticks) > 1 else round(1 / (rate * base))
+    longest = int(np.diff(ticks).max()) if len(ticks) > 1 else max(usual, duration)
+    return duration if 0 < duration <= max(longest, 2 * usual) else max(1, usual)
+
+
+def _packets(reader: FrameReader) -> Packets | None:
+    if any(ticks is None for ticks, _, _ in reader.packets):
+        return None
+    ticks, keys, discarded = zip(*reader.packets, strict=True)
+    return Packets(np.array(ticks, np.int64), np.array(keys, bool), np.array(discarded, bool))
+
+
+def _missing(
+    container: InputContainer, stream: av.VideoStream, reader: FrameReader, ticks: np.ndarray, path: Path
+) -> str:
+    """Returns what a file lacks that its header or format promises, or ""."""
+    if container.format.name in ("jpeg_pipe", "gif") and _is_cut_short(path, container.format.name):
+        return "the file is cut short"
+    if media.is_still(container):
+        return ""
+    names = container.format.name.split(",")
+    promised = len(stream.index_entries) if "mov" in names else stream.frames
+    found = len(reader.packets)
+    if promised - found > max(_UNCOUNTED[0] * ("mov" not in names), _UNCOUNTED[1] * promised * ("mov" not in names)):
+        return f"the file ends early, {found} of {promised} frames are there"
+    seconds = _promised_seconds(stream) if _MATROSKA in names else None
+    there = float((ticks[-1] + np.median(np.diff(ticks, prepend=ticks[0]))) * media.time_base(stream))
+    if seconds is not None and seconds - there > _HEADER_SECONDS:
+        return f"the file ends early, at {there:.2f} of {seconds:.2f} s"
+    return ""
+
+
+def _is_cut_short(path: Path, format_name: str) -> bool:
+    """Whether the end of a picture is missing, which its decoder fills up without a word."""
+    with path.open("rb") as file:
+        data = file.read(_MOST_PICTURE_BYTES)
+    if format_name == "gif":
+        return not data.rstrip(b"\0\r\n").endswith(_END_OF_GIF)
+    # A thumbnail in the header has a start and an end of its own; after the end there may be anything.
+    return data.count(_END_OF_JPEG) < data.count(_START_OF_JPEG)
+
+
+def _promised_seconds(stream: av.VideoStream) -> float | None:
+    """The end of a track by its Matroska tag, such as 00:00:02.000000000."""
+    try:
+        hours, minutes, seconds = stream.metadata["DURATION"].split(":")
+        return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+    except (KeyError, ValueError):
+        return None
