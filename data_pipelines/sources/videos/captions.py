@@ -122,7 +122,7 @@ def _csv_rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 raise ValueError(f"{where}: has {'more' if None in row else 'fewer'} cells than columns; quote commas")
             yield where, row
     except csv.Error as error:
-        raise ValueError(f"{file} line {reader.line_num}: no CSV ({error})") from error
+        raise ValueError(f"{file} line {reader.reader.line_num}: no CSV ({error})") from error
 
 
 def _string(row: dict[str, Any], key: str, where: str) -> str:

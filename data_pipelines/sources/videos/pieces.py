@@ -110,13 +110,14 @@ class _Planner:
         if run.turned != UPRIGHT:
             return start, start
         clean = self._clean[bisect.bisect_left(self._clean, start) : bisect.bisect_right(self._clean, stop)]
-        clean = [at for at in clean if at == start or self.seconds(start, at) >= shortest]
-        clean = [at for at in clean if at == stop or self.seconds(at, stop) >= shortest]
+        # What is left at either side must be long enough to be kept.
+        first = next((at for at in clean if at == start or self.seconds(start, at) >= shortest), stop)
+        last = next((at for at in reversed(clean) if at == stop or self.seconds(at, stop) >= shortest), start)
+        clean = [at for at in clean if first <= at <= last]
         groups = list(zip(clean, clean[1:], strict=False))
         if not groups or any(self.seconds(*group) > self._limits.longest_group for group in groups):
             return start, start
-        whole = self.seconds(start, stop)
-        return (clean[0], clean[-1]) if self.seconds(clean[0], clean[-1]) >= _WORTH * whole else (start, start)
+        return (first, last) if self.seconds(first, last) >= _WORTH * self.seconds(start, stop) else (start, start)
 
     def _split(self, start: int, stop: int, run: Run, *, copied: bool) -> list[Piece]:
         """Cuts a stretch into pieces of about one length."""
@@ -151,10 +152,10 @@ def _clean_starts(survey: Survey) -> dict[int, int]:
     The end is one of them. Every packet from a clean key frame on is shown after every packet before it.
     """
     packets = survey.packets
-    if packets is None or survey.dropped:
-        return {}
     if survey.still:
         return {0: 0, 1: 1}
+    if packets is None or survey.dropped:
+        return {}
     ticks = packets.ticks
     earlier = np.maximum.accumulate(np.append(np.iinfo(np.int64).min, ticks[:-1]))
     later = np.minimum.accumulate(ticks[::-1])[::-1]

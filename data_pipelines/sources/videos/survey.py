@@ -13,7 +13,7 @@ import numpy as np
 from av.container import InputContainer
 
 from data_pipelines.sources.videos import media, timing
-from data_pipelines.sources.videos.media import FrameReader, Orientation
+from data_pipelines.sources.videos.media import FrameReader, MediaError, Orientation
 from data_pipelines.sources.videos.shots import CutFinder
 
 # A header may count a few frames that the file does not store.
@@ -115,7 +115,7 @@ def survey(
         checksums: whether to sum up each frame, to compare copies with.
 
     Raises:
-        MediaError: there is no video, not a frame of it decodes, or its frames are too large.
+        MediaError: there is no video, not a frame of it decodes, its frames are too large, or it is a damaged picture.
         OSError, FFmpegError: the file cannot be read.
     """
     with media.open_media(path, max_pixels) as container:
@@ -146,6 +146,9 @@ def survey(
         cuts += finder.cuts if finder else []
         times = np.array(ticks, np.int64)
         rate = timing.frame_rate(times, base, media.declared_rates(stream))
+        damage = reader.damage or _missing(container, stream, reader, times, path)
+        if still and damage:
+            raise MediaError(f"the picture is damaged: {damage}")
         return Survey(
             ticks=times,
             end=ticks[-1] + _last_duration(times, duration, base, rate),
@@ -158,7 +161,7 @@ def survey(
             packets=_packets(reader),
             codec=stream.codec_context.name,
             still=still,
-            damage=reader.damage or _missing(container, stream, reader, times, path),
+            damage=damage,
             dropped=reader.dropped,
         )
 
