@@ -245,6 +245,8 @@ def pixel_aspect(stream: av.VideoStream) -> fractions.Fraction:
 
 Orientation = tuple[bool, bool, bool]  # transpose, then flip the rows, then the columns
 UPRIGHT: Orientation = (False, False, False)
+# By number, counterclockwise.
+_QUARTER_TURNS: tuple[Orientation, ...] = (UPRIGHT, (True, True, False), (False, True, True), (True, False, True))
 
 
 def orientation(frame: av.VideoFrame) -> Orientation:
@@ -253,6 +255,9 @@ def orientation(frame: av.VideoFrame) -> Orientation:
         matrix = bytes(cast(Any, frame.side_data)[SideDataType.DISPLAYMATRIX])
     except KeyError:
         return UPRIGHT
+    except ValueError:
+        # PyAV cannot list what a newer FFmpeg attaches beside it, such as EXIF; this leaves mirroring out.
+        return _QUARTER_TURNS[round(frame.rotation / 90) % 4]
     # A pixel (x, y) is shown at (a x + c y, b x + d y); see ISO/IEC 14496-12, 6.2.2.
     a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5].astype(np.int64)
     if abs(a) + abs(d) >= abs(b) + abs(c):

@@ -72,11 +72,12 @@ class _Planner:
     def __init__(self, survey: Survey, limits: Limits) -> None:
         self._survey, self._limits = survey, limits
         self._ticks = survey.ticks
-        # A frame is not shown for longer than a piece may last.
-        longest = max(1, math.floor(limits.longest / survey.base), math.ceil(1 / (survey.frame_rate * survey.base)))
+        # No frame is shown for longer than a piece may last: such a pause is a gap in the recording.
+        usual = max(1, round(1 / (survey.frame_rate * survey.base)))
         nexts = np.append(self._ticks[1:], survey.end)
-        self._ends = np.minimum(nexts, self._ticks + longest)
-        self._gaps = np.flatnonzero(self._ends < nexts) + 1
+        gaps = nexts - self._ticks > max(usual, math.floor(limits.longest / survey.base))
+        self._ends = np.where(gaps, self._ticks + usual, nexts)
+        self._gaps = np.flatnonzero(gaps) + 1
         clean = _clean_starts(survey) if limits.copy and survey.codec in _COPIED else {}
         self._clean, self._packet = sorted(clean), clean
 

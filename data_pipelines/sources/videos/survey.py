@@ -18,7 +18,7 @@ from data_pipelines.sources.videos.shots import CutFinder
 
 # A header may count a few frames that the file does not store.
 _UNCOUNTED = 2, 0.02
-_HEADER_SECONDS = 0.5
+_ROUNDED_SECONDS = 0.01
 # These say how long they are in their header.
 _MATROSKA = "matroska"
 _MOST_PICTURE_BYTES = 2**28
@@ -146,12 +146,14 @@ def survey(
         cuts += finder.cuts if finder else []
         times = np.array(ticks, np.int64)
         rate = timing.frame_rate(times, base, media.declared_rates(stream))
-        damage = reader.damage or _missing(container, stream, reader, times, path)
+        end = ticks[-1] + _last_duration(times, duration, base, rate)
+        longest = int(np.diff(times).max(initial=end - ticks[-1]))
+        damage = reader.damage or _missing(container, stream, reader, (end, longest), path)
         if still and damage:
             raise MediaError(f"the picture is damaged: {damage}")
         return Survey(
             ticks=times,
-            end=ticks[-1] + _last_duration(times, duration, base, rate),
+            end=end,
             base=base,
             frame_rate=rate,
             pixel_aspect=media.pixel_aspect(stream),
@@ -184,9 +186,11 @@ def checksum(frame: av.VideoFrame) -> int:
 
 def _last_duration(ticks: np.ndarray, duration: int, base: fractions.Fraction, rate: fractions.Fraction) -> int:
     """Returns how long the last frame lasts, in ticks: what the file says, unless that is out of the usual."""
-    usual = int(np.median(np.diff(ticks))) if len(ticks) > 1 else round(1 / (rate * base))
-    longest = int(np.diff(ticks).max()) if len(ticks) > 1 else max(usual, duration)
-    return duration if 0 < duration <= max(longest, 2 * usual) else max(1, usual)
+    if len(ticks) == 1:
+        return max(1, round(1 / (rate * base)))
+    steps = np.diff(ticks)
+    usual = int(np.median(steps))
+    return duration if 0 < duration <= max(int(steps.max()), 2 * usual) else max(1, usual)
 
 
 def _packets(reader: FrameReader) -> Packets | None:
@@ -197,9 +201,17 @@ def _packets(reader: FrameReader) -> Packets | None:
 
 
 def _missing(
-    container: InputContainer, stream: av.VideoStream, reader: FrameReader, ticks: np.ndarray, path: Path
+    container: InputContainer, stream: av.VideoStream, reader: FrameReader, last: tuple[int, int], path: Path
 ) -> str:
-    """Returns what a file lacks that its header or format promises, or ""."""
+    """Returns what a file lacks that its header or format promises, or "".
+
+    Args:
+        container: the file, read to its end.
+        stream: the one that was read.
+        reader: that read it.
+        last: tick at which its last frame ends, and how many ticks a frame lasts at most.
+        path: the file.
+    """
     if container.format.name in ("jpeg_pipe", "gif") and _is_cut_short(path, container.format.name):
         return "the file is cut short"
     if media.is_still(container):
@@ -210,8 +222,8 @@ def _missing(
     if promised - found > max(_UNCOUNTED[0] * ("mov" not in names), _UNCOUNTED[1] * promised * ("mov" not in names)):
         return f"the file ends early, {found} of {promised} frames are there"
     seconds = _promised_seconds(stream) if _MATROSKA in names else None
-    there = float((ticks[-1] + np.median(np.diff(ticks, prepend=ticks[0]))) * media.time_base(stream))
-    if seconds is not None and seconds - there > _HEADER_SECONDS:
+    there, missing = (float(ticks * media.time_base(stream)) for ticks in last)
+    if seconds is not None and seconds - there > missing + _ROUNDED_SECONDS:
         return f"the file ends early, at {there:.2f} of {seconds:.2f} s"
     return ""
 

@@ -33,10 +33,11 @@ def frame_rate(
     Args:
         ticks: int64 `[frames]`, strictly rising timestamps.
         base: seconds a tick.
-        declared: the rates that the file gives, the most trustworthy first; not empty where there is one frame.
+        declared: the rates that the file gives, the most trustworthy first.
     """
     if len(ticks) < 2:
-        return next((rate for rate in declared if rate >= 1), fractions.Fraction(25))
+        # A tick is the shortest that a frame can last.
+        return min(next((rate for rate in declared if 1 <= rate <= 240), fractions.Fraction(25)), 1 / base)
     steps = np.diff(ticks)
     median = float(np.median(steps))
     usual = steps[(steps >= median / 2) & (steps <= median * 1.5)].mean() * float(base)

@@ -4,6 +4,7 @@ import fractions
 import importlib.util
 import pathlib
 import pickle
+import struct
 
 import av
 import numpy as np
@@ -297,6 +298,19 @@ def test_one_picture_is_a_clip_of_one_frame(tmp_path):
     assert (png.frames, png.height, png.width, png.channels) == (1, 40, 56, 0)
     assert np.abs(clip_of(png).video[0].astype(int) - image).mean() < 6
     assert jpg.frames == 1 and jpg.video_codec == "copy"
+
+
+@pytest.mark.parametrize(("orientation", "turns"), [(1, 0), (3, 2), (6, 3), (8, 1)])
+def test_pictures_of_phones_are_turned_upright(tmp_path, orientation, turns):
+    image = files.scene(40, 56, 3)
+    path = files.write(tmp_path / "a.jpg", [image], codec="mjpeg", pixels="yuvj420p", format="image2")
+    entry = struct.pack("<HHIHH", 0x0112, 3, 1, orientation, 0)
+    exif = b"Exif\0\0" + b"II*\0" + struct.pack("<IH", 8, 1) + entry + bytes(4)
+    data = path.read_bytes()
+    path.write_bytes(data[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + data[2:])
+    video = clip_of(record_one(tmp_path)).video
+    expected = np.rot90(image, turns)
+    assert video[0].shape == expected.shape and np.abs(video[0].astype(int) - expected).mean() < 8
 
 
 def test_a_file_shorter_than_the_shortest_piece_is_kept(tmp_path):
