@@ -147,8 +147,8 @@ def survey(
         times = np.array(ticks, np.int64)
         rate = timing.frame_rate(times, base, media.declared_rates(stream))
         end = ticks[-1] + _last_duration(times, duration, base, rate)
-        longest = int(np.diff(times).max(initial=end - ticks[-1]))
-        damage = reader.damage or _missing(container, stream, reader, (end, longest), path)
+        usual = float(np.median(np.diff(times))) if len(times) > 1 else 0.0
+        damage = reader.damage or _missing(container, stream, reader, (end, usual), path)
         if still and damage:
             raise MediaError(f"the picture is damaged: {damage}")
         return Survey(
@@ -201,7 +201,7 @@ def _packets(reader: FrameReader) -> Packets | None:
 
 
 def _missing(
-    container: InputContainer, stream: av.VideoStream, reader: FrameReader, last: tuple[int, int], path: Path
+    container: InputContainer, stream: av.VideoStream, reader: FrameReader, last: tuple[int, float], path: Path
 ) -> str:
     """Returns what a file lacks that its header or format promises, or "".
 
@@ -209,7 +209,7 @@ def _missing(
         container: the file, read to its end.
         stream: the one that was read.
         reader: that read it.
-        last: tick at which its last frame ends, and how many ticks a frame lasts at most.
+        last: tick at which its last frame ends, and how many ticks a frame lasts as a rule.
         path: the file.
     """
     if container.format.name in ("jpeg_pipe", "gif") and _is_cut_short(path, container.format.name):
@@ -222,8 +222,8 @@ def _missing(
     if promised - found > max(_UNCOUNTED[0] * ("mov" not in names), _UNCOUNTED[1] * promised * ("mov" not in names)):
         return f"the file ends early, {found} of {promised} frames are there"
     seconds = _promised_seconds(stream) if _MATROSKA in names else None
-    there, missing = (float(ticks * media.time_base(stream)) for ticks in last)
-    if seconds is not None and seconds - there > missing + _ROUNDED_SECONDS:
+    there, usual = (ticks * float(media.time_base(stream)) for ticks in last)
+    if seconds is not None and seconds - there > usual + _ROUNDED_SECONDS:
         return f"the file ends early, at {there:.2f} of {seconds:.2f} s"
     return ""
 

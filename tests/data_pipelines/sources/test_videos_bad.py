@@ -269,10 +269,10 @@ def test_broken_sound_does_not_take_the_pictures_with_it(tmp_path):
 
 
 def test_timestamps_that_do_not_rise(tmp_path):
-    path = good(tmp_path / "a.ts")
+    path = files.write(tmp_path / "a.mpg", files.moving(50), codec="mpeg2video")
     path.write_bytes(path.read_bytes() * 2)
     records, problems = record(tmp_path)
-    assert [found.frames for found in records] == [50]
+    assert sum(found.frames for found in records) == 50
     assert problems == ["frames dropped because their timestamps do not rise: 50"]
 
 
