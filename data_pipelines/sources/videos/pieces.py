@@ -9,8 +9,9 @@ import math
 
 import numpy as np
 
-from data_pipelines.sources.videos.media import UPRIGHT
+from data_pipelines.sources.videos.frames import NO_TIME
 from data_pipelines.sources.videos.survey import Run, Survey
+from data_pipelines.sources.videos.turning import UPRIGHT
 
 # Copying must save this share of a shot, or it is not worth shorter pieces.
 _WORTH = 0.5
@@ -155,12 +156,12 @@ def _clean_starts(survey: Survey) -> dict[int, int]:
     packets = survey.packets
     if survey.still:
         return {0: 0, 1: 1}
-    if packets is None or survey.dropped:
+    ticks = np.array(packets.ticks, np.int64)
+    if survey.dropped or (ticks == NO_TIME).any():
         return {}
-    ticks = packets.ticks
     earlier = np.maximum.accumulate(np.append(np.iinfo(np.int64).min, ticks[:-1]))
     later = np.minimum.accumulate(ticks[::-1])[::-1]
-    starts = np.flatnonzero(packets.keys & (earlier < ticks) & (later == ticks))
+    starts = np.flatnonzero(np.array(packets.keys, bool) & (earlier < ticks) & (later == ticks))
     frames = np.searchsorted(survey.ticks, ticks[starts])
     clean = {
         int(frame): int(packet)
@@ -170,5 +171,5 @@ def _clean_starts(survey: Survey) -> dict[int, int]:
     if not survey.damage:
         clean[len(survey.ticks)] = len(ticks)
     # What an edit list hides would be shown again by a copy.
-    hidden = np.flatnonzero(packets.discarded)
+    hidden = np.flatnonzero(np.array(packets.discarded, bool))
     return {frame: packet for frame, packet in clean.items() if not len(hidden) or packet > hidden[-1]}

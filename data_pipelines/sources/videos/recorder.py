@@ -17,10 +17,11 @@ from data_pipelines.record import Record
 from data_pipelines.sources.videos import captions, media, timing
 from data_pipelines.sources.videos.captions import Captions
 from data_pipelines.sources.videos.copying import Copier
-from data_pipelines.sources.videos.media import FrameReader
+from data_pipelines.sources.videos.frames import FrameReader
 from data_pipelines.sources.videos.pieces import Piece
 from data_pipelines.sources.videos.sound import Sound, open_sound
 from data_pipelines.sources.videos.survey import Survey
+from data_pipelines.sources.videos.turning import turn
 from data_pipelines.video import Group, VideoCodec
 
 _CODEC: VideoCodec = "h264_420"
@@ -139,7 +140,7 @@ class Recorder:
             if tick != self._survey.ticks[number]:
                 break
             if number >= piece.start:
-                yield media.turn(video_lib.to_rgb(frame), piece.run.turned)
+                yield turn(video_lib.to_rgb(frame), piece.run.turned)
             if number == piece.stop - 1:
                 return
         raise media.MediaError("the file reads otherwise the second time")

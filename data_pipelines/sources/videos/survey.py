@@ -13,14 +13,19 @@ import numpy as np
 from av.container import InputContainer
 
 from data_pipelines.sources.videos import media, timing
-from data_pipelines.sources.videos.media import FrameReader, MediaError, Orientation
+from data_pipelines.sources.videos.frames import FrameReader, Packets
+from data_pipelines.sources.videos.media import MediaError
 from data_pipelines.sources.videos.shots import CutFinder
+from data_pipelines.sources.videos.turning import Orientation, orientation
 
 # A header may count a few frames that the file does not store.
 _UNCOUNTED = 2, 0.02
 _ROUNDED_SECONDS = 0.01
-# These say how long they are in their header.
 _MATROSKA = "matroska"
+# These say in their header when they end; the last packet may say so less well.
+_TIMED_HEADERS = frozenset(("asf", "avi", "flv", "matroska", "mxf", "nut", "rm"))
+_LONG_PACKET_SECONDS = 0.5
+_TRANSPORT_PACKET_BYTES = 188, 192, 204
 _MOST_PICTURE_BYTES = 2**28
 _START_OF_JPEG, _END_OF_JPEG, _END_OF_GIF = b"\xff\xd8\xff", b"\xff\xd9", b"\x3b"
 
@@ -48,21 +53,6 @@ class Run:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Packets:
-    """Facts of the packets of a video, in order of decoding.
-
-    Attributes:
-        ticks: timestamps, int64 `[packets]`.
-        keys: whether decoding may start there, bool `[packets]`.
-        discarded: whether an edit list hides it, bool `[packets]`.
-    """
-
-    ticks: np.ndarray
-    keys: np.ndarray
-    discarded: np.ndarray
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
 class Survey:
     """What a file holds.
 
@@ -75,7 +65,7 @@ class Survey:
         runs: of frames of one size, in order.
         cuts: numbers of the frames that begin a new shot.
         sums: uint32 `[frames]`, see `checksum`; empty where nobody asked.
-        packets: None where a timestamp is missing or was not asked for.
+        packets: facts of the packets.
         codec: name of the decoder.
         still: whether it is one picture.
         damage: what ended the reading early, or "".
@@ -90,7 +80,7 @@ class Survey:
     runs: tuple[Run, ...]
     cuts: tuple[int, ...]
     sums: np.ndarray
-    packets: Packets | None
+    packets: Packets
     codec: str
     still: bool
     damage: str
@@ -129,7 +119,7 @@ def survey(
         finder: CutFinder | None = None
         duration = 0
         for number, (tick, frame) in enumerate(reader.frames()):
-            turned = media.orientation(frame)
+            turned = orientation(frame)
             if not runs or (runs[-1].height, runs[-1].width, runs[-1].turned) != (frame.height, frame.width, turned):
                 media.check_size(frame.width, frame.height, max_pixels)
                 runs.append(Run(number, frame.height, frame.width, turned))
@@ -160,7 +150,7 @@ def survey(
             runs=tuple(runs),
             cuts=tuple(cuts),
             sums=np.array(sums, np.uint32),
-            packets=_packets(reader),
+            packets=reader.packets,
             codec=stream.codec_context.name,
             still=still,
             damage=damage,
@@ -193,13 +183,6 @@ def _last_duration(ticks: np.ndarray, duration: int, base: fractions.Fraction, r
     return duration if 0 < duration <= max(int(steps.max()), 2 * usual) else max(1, usual)
 
 
-def _packets(reader: FrameReader) -> Packets | None:
-    if any(ticks is None for ticks, _, _ in reader.packets):
-        return None
-    ticks, keys, discarded = zip(*reader.packets, strict=True)
-    return Packets(np.array(ticks, np.int64), np.array(keys, bool), np.array(discarded, bool))
-
-
 def _missing(
     container: InputContainer, stream: av.VideoStream, reader: FrameReader, last: tuple[int, float], path: Path
 ) -> str:
@@ -218,13 +201,18 @@ def _missing(
         return ""
     names = container.format.name.split(",")
     promised = len(stream.index_entries) if "mov" in names else stream.frames
-    found = len(reader.packets)
+    found = len(reader.packets) + reader.empty_packets
     if promised - found > max(_UNCOUNTED[0] * ("mov" not in names), _UNCOUNTED[1] * promised * ("mov" not in names)):
         return f"the file ends early, {found} of {promised} frames are there"
     seconds = _promised_seconds(stream) if _MATROSKA in names else None
     there, usual = (ticks * float(media.time_base(stream)) for ticks in last)
     if seconds is not None and seconds - there > usual + _ROUNDED_SECONDS:
         return f"the file ends early, at {there:.2f} of {seconds:.2f} s"
+    promised_end = (container.duration or 0) / av.time_base
+    if not _TIMED_HEADERS.isdisjoint(names) and promised_end - reader.end > _LONG_PACKET_SECONDS:
+        return f"the file ends early, at {float(reader.end):.2f} of {promised_end:.2f} s"
+    if "mpegts" in names and all(path.stat().st_size % size for size in _TRANSPORT_PACKET_BYTES):
+        return "the last packet is cut short"
     return ""
 
 

@@ -33,7 +33,8 @@ def record(folder, **options) -> tuple[list[Record], list[str]]:
 
 
 def good(path, frames=50, **options):
-    return files.write(path, files.moving(frames), audio=files.tone(frames / 25), gop=12, **options)
+    audio = files.tone(frames / 25, rate=options.get("audio_rate", files.RATE))
+    return files.write(path, files.moving(frames), audio=audio, gop=12, **options)
 
 
 NO_VIDEO = {
@@ -124,13 +125,15 @@ def test_a_file_that_only_the_table_names(tmp_path):
     assert len(records) == 1 and len(problems) == 2
 
 
-@pytest.mark.parametrize("name", ["a.mkv", "a.webm", "a.ts", "a.avi", "a.mp4", "a.flv", "a.mpg"])
+@pytest.mark.parametrize("name", ["a.mkv", "a.webm", "a.ts", "a.avi", "a.mp4", "a.flv", "a.mpg", "a.nut"])
 @pytest.mark.parametrize("share", [0.3, 0.7, 0.9])
 def test_a_file_cut_short_gives_its_whole_frames_and_a_report(tmp_path, name, share):
     options = {
         "a.webm": {"codec": "libvpx-vp9", "audio_codec": "libopus"},
         "a.avi": {"codec": "mpeg4", "audio_codec": "pcm_s16le"},
         "a.mpg": {"codec": "mpeg2video", "audio_codec": "mp2"},
+        "a.flv": {"audio_rate": 44100},
+        "a.nut": {"codec": "mpeg4", "audio_codec": "pcm_s16le"},
     }.get(name, {})
     if name == "a.mp4":
         options["container_options"] = {"movflags": "faststart"}
@@ -138,7 +141,7 @@ def test_a_file_cut_short_gives_its_whole_frames_and_a_report(tmp_path, name, sh
     images = files.straight(path)[1]
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
     records, problems = record(tmp_path)
-    assert problems or name in ("a.mpg", "a.flv", "a.ts"), "the report says nothing"
+    assert problems or name in ("a.mpg", "a.nut"), "the report says nothing"
     if share > 0.5:
         assert records
     start = 0
@@ -224,6 +227,22 @@ def test_sound_alone(tmp_path):
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     assert record(tmp_path) == ([], ["no video"])
+
+
+def test_a_cover_is_no_video(tmp_path):
+    with av.open(str(tmp_path / "a.m4a"), "w", format="mp4") as container:
+        sound = container.add_stream("aac", rate=48000)
+        cover = container.add_stream("mjpeg", rate=1)
+        cover.width, cover.height, cover.pix_fmt = 64, 48, "yuvj420p"
+        cover.disposition = av.stream.Disposition.attached_pic
+        frame = av.VideoFrame.from_ndarray(files.scene(48, 64, 0), format="rgb24").reformat(format="yuvj420p")
+        frame.pts = 0
+        container.mux([*cover.encode(frame), *cover.encode()])
+        for part in files._sound_frames(files.tone(1), 48000, "stereo", sound, 0):
+            container.mux(sound.encode(part))
+        container.mux(sound.encode())
+    records, problems = record(tmp_path)
+    assert not records and problems == ["no video, only covers, thumbnails or tiles of a picture"]
 
 
 def test_a_video_track_without_frames(tmp_path):
