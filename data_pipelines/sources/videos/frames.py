@@ -45,14 +45,29 @@ class FrameReader:
     Attributes:
         damage: what ended the reading early, or "".
         dropped: frames left out because their timestamps did not rise.
+        dropped_by_decoding: the same, were times of decoding their timestamps.
         packets: facts of the packets so far, in order of decoding.
         empty_packets: number of packets without data.
         end: when the last packet of any stream ends, in seconds.
     """
 
-    def __init__(self, container: InputContainer, stream: av.VideoStream, max_pixels: int) -> None:
+    def __init__(
+        self, container: InputContainer, stream: av.VideoStream, max_pixels: int, *, by_decoding: bool = False
+    ) -> None:
+        """Prepares to read.
+
+        Args:
+            container: the opened file.
+            stream: of its video.
+            max_pixels: frames of more are not decoded.
+            by_decoding: whether times of decoding are the timestamps: some containers, such as AVI, store no others,
+                and what is guessed from them does not rise.
+        """
         self.damage = ""
         self.dropped = 0
+        self.dropped_by_decoding = 0
+        self._by_decoding = by_decoding
+        self._first_decoding: int | None = None
         self.packets = Packets()
         self.empty_packets = 0
         self.end = fractions.Fraction(0)
@@ -72,10 +87,18 @@ class FrameReader:
         Raises:
             MediaError: there is not one frame.
         """
-        last: int | None = None
+        last, last_decoding = None, None
         step = max(1, round(1 / (declared_rate(self._stream) * time_base(self._stream))))
+        delay: int | None = None
         for frame in self._whole_frames():
-            time = frame.pts if frame.pts is not None else frame.dts
+            if frame.dts is None or (last_decoding is not None and frame.dts <= last_decoding):
+                self.dropped_by_decoding += 1
+            last_decoding = frame.dts if frame.dts is not None else last_decoding
+            time = frame.pts if frame.pts is not None and not self._by_decoding else frame.dts
+            if self._by_decoding and time is not None:
+                # The decoder gives the first frame late; it belongs to the time of the first packet.
+                delay = time - (self._first_decoding or 0) if delay is None else delay
+                time -= delay
             if time is None:
                 time = 0 if last is None else last + step
             if last is not None and time <= last:
@@ -126,6 +149,8 @@ class FrameReader:
                 return
             if packet.size:
                 self.packets.add(packet)
+                if self._first_decoding is None:
+                    self._first_decoding = packet.dts
                 yield packet
             # Without data it marks a frame that was dropped in recording, or the end.
             elif time is not None:

@@ -157,7 +157,7 @@ def _clean_starts(survey: Survey) -> dict[int, int]:
     if survey.still:
         return {0: 0, 1: 1}
     ticks = np.array(packets.ticks, np.int64)
-    if survey.dropped or (ticks == NO_TIME).any():
+    if survey.dropped or survey.by_decoding or (ticks == NO_TIME).any():
         return {}
     earlier = np.maximum.accumulate(np.append(np.iinfo(np.int64).min, ticks[:-1]))
     later = np.minimum.accumulate(ticks[::-1])[::-1]

@@ -135,7 +135,8 @@ class Recorder:
         if self._frames is None:
             container = self._stack.enter_context(media.open_media(self._path, self._max_pixels))
             stream = media.best_video(container, self._max_pixels)
-            self._frames = enumerate(FrameReader(container, stream, self._max_pixels).frames())
+            reader = FrameReader(container, stream, self._max_pixels, by_decoding=self._survey.by_decoding)
+            self._frames = enumerate(reader.frames())
         for number, (tick, frame) in self._frames:
             if tick != self._survey.ticks[number]:
                 break

@@ -72,7 +72,7 @@ class Sound:
 
     def _decode(self) -> Iterator[tuple[int, np.ndarray]]:
         """Yields where samples begin on the clock, and the samples; in order and without overlap."""
-        end: int | None = None
+        end, last = None, None
         for frame in self._frames():
             if not self.sample_rate:
                 _check_rate(frame.sample_rate)
@@ -83,7 +83,10 @@ class Sound:
                 )
                 return
             samples = _mix(_to_int16(frame), [channel.name for channel in frame.layout.channels], self.channels)
-            position = self._position(frame, end)
+            # A timestamp that does not rise says nothing.
+            told = frame.pts is not None and (last is None or frame.pts > last)
+            position = self._position(frame, end) if told else end or 0
+            last = frame.pts if told else last
             if end is not None and position < end:
                 samples, position = samples[end - position :], end
             if len(samples):
@@ -92,9 +95,7 @@ class Sound:
 
     def _position(self, frame: av.AudioFrame, end: int | None) -> int:
         base = frame.time_base or time_base(self._stream)
-        if frame.pts is None:
-            return end or 0
-        position = round((frame.pts * base - self._origin) * self.sample_rate)
+        position = round(((frame.pts or 0) * base - self._origin) * self.sample_rate)
         jitter = self.sample_rate * max(_JITTER_SECONDS, float(base))
         return end if end is not None and abs(position - end) <= jitter else position
 

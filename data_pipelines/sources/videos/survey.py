@@ -70,6 +70,7 @@ class Survey:
         still: whether it is one picture.
         damage: what ended the reading early, or "".
         dropped: frames left out because their timestamps did not rise.
+        by_decoding: see `FrameReader`.
     """
 
     ticks: np.ndarray
@@ -85,6 +86,7 @@ class Survey:
     still: bool
     damage: str
     dropped: int
+    by_decoding: bool
 
     @property
     def origin(self) -> fractions.Fraction:
@@ -95,7 +97,7 @@ class Survey:
 def survey(
     path: Path, *, max_pixels: int, cut_threshold: float | None, flash: fractions.Fraction, checksums: bool
 ) -> Survey:
-    """Decodes a file once.
+    """Decodes a file once; again, where its timestamps do not rise but its times of decoding do.
 
     Args:
         path: the file.
@@ -108,9 +110,24 @@ def survey(
         MediaError: there is no video, not a frame of it decodes, its frames are too large, or it is a damaged picture.
         OSError, FFmpegError: the file cannot be read.
     """
+    options = (max_pixels, cut_threshold, flash, checksums)
+    found, late = _survey(path, *options, by_decoding=False)
+    return found if late >= found.dropped else _survey(path, *options, by_decoding=True)[0]
+
+
+def _survey(
+    path: Path,
+    max_pixels: int,
+    cut_threshold: float | None,
+    flash: fractions.Fraction,
+    checksums: bool,
+    *,
+    by_decoding: bool,
+) -> tuple[Survey, int]:
+    """Returns the survey, and how many frames would be dropped by their times of decoding."""
     with media.open_media(path, max_pixels) as container:
         stream = media.best_video(container, max_pixels)
-        reader = FrameReader(container, stream, max_pixels)
+        reader = FrameReader(container, stream, max_pixels, by_decoding=by_decoding)
         still = media.is_still(container)
         base = media.time_base(stream)
         ticks, sums = array.array("q"), array.array("L")
@@ -141,7 +158,7 @@ def survey(
         damage = reader.damage or _missing(container, stream, reader, (end, usual), path)
         if still and damage:
             raise MediaError(f"the picture is damaged: {damage}")
-        return Survey(
+        found = Survey(
             ticks=times,
             end=end,
             base=base,
@@ -155,7 +172,9 @@ def survey(
             still=still,
             damage=damage,
             dropped=reader.dropped,
+            by_decoding=by_decoding,
         )
+        return found, reader.dropped_by_decoding
 
 
 def checksum(frame: av.VideoFrame) -> int:

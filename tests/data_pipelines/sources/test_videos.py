@@ -171,6 +171,35 @@ def test_frame_rates_are_kept(tmp_path, name, rate):
         assert found.timestamps is None
 
 
+def test_containers_without_timestamps(tmp_path):
+    frames = files.moving(75)
+    flash_and_beep(tmp_path / "a.avi", audio_codec="pcm_s16le")
+    files.write(tmp_path / "b.h264", frames, format="h264", gop=12)
+    avi, raw = record(tmp_path)[0]
+    clip = clip_of(avi)
+    assert avi.frames == raw.frames == 75 and avi.timestamps is None is raw.timestamps
+    np.testing.assert_allclose(flashes(clip.video, clip.frame_rate), [0.6, 1.6, 2.6])
+    np.testing.assert_allclose(beeps(clip.audio, clip.sample_rate), [0.6, 1.6, 2.6], atol=0.005)
+    np.testing.assert_allclose(clip_of(raw).video.mean(axis=(1, 2, 3)), [image.mean() for image in frames], atol=3)
+
+
+def test_timestamps_far_from_zero(tmp_path):
+    ticks = [3_600_000 + 40 * number for number in range(75)]
+    base = fractions.Fraction(1, 1000)
+    audio = files.tone(3)
+    files.write(
+        tmp_path / "a.mkv", files.moving(75), ticks=ticks, base=base, audio=audio, audio_start=3600, audio_codec="flac"
+    )
+    clip = clip_of(record_one(tmp_path))
+    assert clip.frames == 75
+    np.testing.assert_array_equal(clip.audio, audio)
+
+
+def test_a_folder_that_is_not_there(tmp_path):
+    with pytest.raises(OSError):
+        VideoFolder(str(tmp_path / "nothing")).items()
+
+
 @pytest.mark.parametrize(("rotation", "flip"), [(90, False), (180, False), (270, False), (0, True), (90, True)])
 def test_pictures_are_turned_upright(tmp_path, rotation, flip):
     image = files.picture(32, 48, 30)
