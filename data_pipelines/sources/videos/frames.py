@@ -46,6 +46,7 @@ class FrameReader:
         damage: what ended the reading early, or "".
         dropped: frames left out because their timestamps did not rise.
         dropped_by_decoding: the same, were times of decoding their timestamps.
+        first_decoding: tick at which the first packet is decoded, None where the file does not say.
         packets: facts of the packets so far, in order of decoding.
         empty_packets: number of packets without data.
         end: when the last packet of any stream ends, in seconds.
@@ -67,7 +68,7 @@ class FrameReader:
         self.dropped = 0
         self.dropped_by_decoding = 0
         self._by_decoding = by_decoding
-        self._first_decoding: int | None = None
+        self.first_decoding: int | None = None
         self.packets = Packets()
         self.empty_packets = 0
         self.end = fractions.Fraction(0)
@@ -97,7 +98,7 @@ class FrameReader:
             time = frame.pts if frame.pts is not None and not self._by_decoding else frame.dts
             if self._by_decoding and time is not None:
                 # The decoder gives the first frame late; it belongs to the time of the first packet.
-                delay = time - (self._first_decoding or 0) if delay is None else delay
+                delay = time - (self.first_decoding or 0) if delay is None else delay
                 time -= delay
             if time is None:
                 time = 0 if last is None else last + step
@@ -149,8 +150,8 @@ class FrameReader:
                 return
             if packet.size:
                 self.packets.add(packet)
-                if self._first_decoding is None:
-                    self._first_decoding = packet.dts
+                if self.first_decoding is None:
+                    self.first_decoding = packet.dts
                 yield packet
             # Without data it marks a frame that was dropped in recording, or the end.
             elif time is not None:

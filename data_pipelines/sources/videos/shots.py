@@ -2,23 +2,41 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fractions
+from collections import deque
 
 import av
 import numpy as np
 
 _WIDTH = 192
-# Mean difference of two pictures, of 255, below which they show the same shot.
-_SAME = 15.0
+# What differs less than this share of a jump is as it was before the jump.
+_BACK = 0.25
 # The detector tells of a cut this many frames late.
 _WINDOW = 2
 
 
-class CutFinder:
-    """Finds cuts in frames that are given one by one, holding a few small copies.
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Small:
+    number: int
+    seconds: fractions.Fraction
+    image: np.ndarray
 
-    A flash (of a camera, of lightning, of a test signal) looks like two cuts, but the picture after it is that of
-    before: it is none. See the adaptive detector of https://www.scenedetect.com.
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Jump:
+    """A cut that may turn out to be a flash."""
+
+    seconds: fractions.Fraction
+    before: np.ndarray
+    size: float
+
+
+class CutFinder:
+    """Finds cuts in frames that are given one by one, holding small copies of the last ones.
+
+    A flash (of a camera, of lightning, of a test signal) looks like one cut or two, but the picture after it is that
+    of before: it is none. See the adaptive detector of https://www.scenedetect.com.
     """
 
     def __init__(self, threshold: float, flash: fractions.Fraction) -> None:
@@ -33,28 +51,43 @@ class CutFinder:
         self._detector = AdaptiveDetector(adaptive_threshold=threshold, min_scene_len=0, window_width=_WINDOW)
         self._timecode = lambda number: FrameTimecode(number, 25.0)  # the rate has no part in it
         self._flash = flash
-        self._recent: dict[int, tuple[fractions.Fraction, np.ndarray]] = {}
-        self._last: tuple[fractions.Fraction, np.ndarray] | None = None  # when it was, and the frame before it
+        self._recent: deque[_Small] = deque()
+        self._jump: _Jump | None = None
         self.cuts: list[int] = []
 
     def add(self, number: int, seconds: fractions.Fraction, frame: av.VideoFrame) -> None:
         """Takes the next frame: its number, its time and its picture."""
         height = max(1, round(_WIDTH * frame.height / frame.width))
-        small = frame.reformat(_WIDTH, min(height, 4 * _WIDTH), "bgr24").to_ndarray()
-        self._recent[number] = seconds, small
-        for cut in self._detector.process_frame(self._timecode(number), small):
+        image = frame.reformat(_WIDTH, min(height, 4 * _WIDTH), "bgr24").to_ndarray()
+        self._recent.append(_Small(number, seconds, image))
+        while len(self._recent) > 2 * _WINDOW and seconds - self._recent[0].seconds > self._flash:
+            self._recent.popleft()
+        self._look_back(self._recent[-1])
+        for cut in self._detector.process_frame(self._timecode(number), image):
             self._found(cut.frame_num)
-        self._recent = {key: value for key, value in self._recent.items() if key >= number - _WINDOW - 1}
 
     def _found(self, number: int) -> None:
-        seconds, after = self._recent[number]
-        if self._last is not None and seconds - self._last[0] < self._flash and _same(self._last[1], after):
-            self.cuts.pop()
-            self._last = None
-            return
+        at = number - self._recent[0].number
+        after, before = self._recent[at], self._recent[at - 1]
+        size = _difference(before.image, after.image)
+        if any(_difference(small.image, after.image) < _BACK * size for small in list(self._recent)[: at - 1]):
+            return  # the end of a flash
         self.cuts.append(number)
-        self._last = seconds, self._recent[number - 1][1]
+        self._jump = _Jump(after.seconds, before.image, size)
+        for small in list(self._recent)[at + 1 :]:
+            self._look_back(small)
+
+    def _look_back(self, small: _Small) -> None:
+        """Drops the last cut if a frame soon after it is as before."""
+        jump = self._jump
+        if jump is None:
+            return
+        if small.seconds - jump.seconds >= self._flash:
+            self._jump = None
+        elif _difference(jump.before, small.image) < _BACK * jump.size:
+            self.cuts.pop()
+            self._jump = None
 
 
-def _same(one: np.ndarray, other: np.ndarray) -> bool:
-    return float(np.abs(one.astype(np.int16) - other).mean()) < _SAME
+def _difference(one: np.ndarray, other: np.ndarray) -> float:
+    return float(np.abs(one.astype(np.int16) - other).mean())

@@ -71,6 +71,7 @@ class Survey:
         damage: what ended the reading early, or "".
         dropped: frames left out because their timestamps did not rise.
         by_decoding: see `FrameReader`.
+        origin: time in seconds, on the clock of the sound, at which the first frame is shown.
     """
 
     ticks: np.ndarray
@@ -87,11 +88,7 @@ class Survey:
     damage: str
     dropped: int
     by_decoding: bool
-
-    @property
-    def origin(self) -> fractions.Fraction:
-        """Timestamp of the first frame, in seconds."""
-        return int(self.ticks[0]) * self.base
+    origin: fractions.Fraction
 
 
 def survey(
@@ -173,8 +170,16 @@ def _survey(
             damage=damage,
             dropped=reader.dropped,
             by_decoding=by_decoding,
+            origin=base * _first_tick(container, reader, ticks[0]),
         )
         return found, reader.dropped_by_decoding
+
+
+def _first_tick(container: InputContainer, reader: FrameReader, first: int) -> int:
+    """Returns the tick of the first frame on the clock of the sound."""
+    # AVI has no timestamps; what is made up for them has the delay of the decoder.
+    delayed = container.format.name == "avi" and reader.first_decoding is not None
+    return reader.first_decoding or 0 if delayed else first
 
 
 def checksum(frame: av.VideoFrame) -> int:

@@ -88,6 +88,7 @@ SYNC = {
     "vp9-opus.webm": {"codec": "libvpx-vp9", "audio_codec": "libopus", "options": {"cpu-used": "8"}},
     "vp8-opus.webm": {"codec": "libvpx", "audio_codec": "libopus", "options": {"cpu-used": "8"}},
     "mpeg4-pcm.avi": {"codec": "mpeg4", "audio_codec": "pcm_s16le"},
+    "mpeg4-b-frames.avi": {"codec": "mpeg4", "audio_codec": "pcm_s16le", "options": {"bf": "2"}},
     "mpeg2-mp2.mpg": {"codec": "mpeg2video", "audio_codec": "mp2"},
     "mjpeg-pcm.mov": {"codec": "mjpeg", "pixels": "yuvj420p", "audio_codec": "pcm_s16le"},
     "flv1-mp3.flv": {"codec": "flv", "audio_codec": "libmp3lame", "sample_rate": 44100},
