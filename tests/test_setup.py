@@ -67,7 +67,7 @@ def test_a_failed_install_is_tried_again(checkout):
 def test_tests_need_more_than_the_quickstart(checkout):
     run(checkout, "quickstart")
     (install,) = installs(run(checkout, "runtests"))
-    assert install.endswith(f"--editable {checkout}[dev,doom,tpu]")
+    assert install.endswith(f"--editable {checkout}[dev,beam,doom,games,tfds,tpu,videos]")
     assert not installs(run(checkout, "runtests")) and not installs(run(checkout, "quickstart"))
 
 
