@@ -14,8 +14,9 @@ import grain
 import numpy as np
 
 from data_pipelines.clip import Clip, samples_at, window_events
-from data_pipelines.packing import TokenSpec, Window, pack_row
+from data_pipelines.packing import Window, pack_row
 from data_pipelines.plan import PackPlan, WindowRef
+from data_pipelines.row_layout import TokenSpec
 from data_pipelines.shards import ClipInfo
 
 Row = dict[str, np.ndarray]

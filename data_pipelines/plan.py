@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from data_pipelines.packing import Cost, RowSpec, TokenSpec, window_cost
+from data_pipelines.row_layout import Cost, RowSpec, TokenSpec, window_cost
 from data_pipelines.shards import ClipInfo
 
 _CAPACITIES = tuple(field.name for field in dataclasses.fields(Cost))

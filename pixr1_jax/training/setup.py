@@ -11,8 +11,8 @@ from ml_collections import ConfigDict
 
 from data_pipelines import patches
 from data_pipelines.loader import row_source
-from data_pipelines.packing import TokenSpec
 from data_pipelines.plan import PackPlan
+from data_pipelines.row_layout import TokenSpec
 from data_pipelines.shards import Dataset
 from pixr1_jax.attention.blocks import MemoryPolicy
 from pixr1_jax.core.config import freeze

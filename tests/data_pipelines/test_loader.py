@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from data_pipelines import patches
-from data_pipelines.build import write_dataset
 from data_pipelines.clip import Clip, TextEvent
 from data_pipelines.loader import ClipCache, cut, make_iterator, row_source, skip_to
-from data_pipelines.packing import Role, TokenKind, TokenSpec
 from data_pipelines.plan import PackPlan
+from data_pipelines.row_layout import Role, TokenKind, TokenSpec
+from data_pipelines.build import write_dataset
 from data_pipelines.shards import open_dataset
 
 SPEC = TokenSpec(

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from data_pipelines import packing, patches
 from data_pipelines.clip import Clip, TextEvent
-from data_pipelines.packing import BlockKind, Role, RowSpec, TokenKind, TokenSpec, Window
+from data_pipelines.packing import Window
+from data_pipelines.row_layout import BlockKind, Role, RowSpec, TokenKind, TokenSpec
 
 TEXTS = st.sampled_from(["", "rain", "night falls", "雪が降る", "a long prompt, longer than one block of tokens"])
 

@@ -8,8 +8,8 @@ import numpy as np
 from data_pipelines.clip import Clip, TextEvent, cut
 from data_pipelines.index import ClipInfo
 from data_pipelines.loader import row_source
-from data_pipelines.packing import TokenSpec
 from data_pipelines.plan import PackPlan
+from data_pipelines.row_layout import TokenSpec
 
 # The quickstart's tokens and clips, of content that no library's random numbers can change.
 SPEC = TokenSpec(

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.clip import TextEvent, window_events
-from data_pipelines.packing import RowSpec, TokenSpec
 from data_pipelines.plan import PackPlan, PlanError, fill_rows
+from data_pipelines.row_layout import RowSpec, TokenSpec
 from data_pipelines.shards import ClipInfo
 
 SPEC = TokenSpec(
