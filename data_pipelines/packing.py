@@ -29,17 +29,25 @@ class Window:
     """A run of whole chunks of a clip, as it enters a row.
 
     Attributes:
-      clip: Exactly the window's frames; its first event is the text in force at its start.
+      clip: Exactly the window's frames; its first event is the text in force at its start. Its actions are those of the
+        run's schema, and its sound is on the clock of the tokens, or has no channels.
       lead_in: int16 [hop, channels], the samples just before the window (zeros at a clip's start): the first
         MDCT frame overlaps them.
       sample_id: Identity of this window in this epoch, for randomness keyed by sample (D11).
       first_chunk: Chunk number of the window's start within its clip.
+      table: Which table of task weights holds for it.
     """
 
     clip: Clip
     lead_in: np.ndarray
     sample_id: int
     first_chunk: int
+    table: int = 0
+
+    @property
+    def sound(self) -> bool:
+        """Whether the clip has sound."""
+        return self.clip.channels > 0
 
 
 def text_spans(clip: Clip, chunk_frames: int, chunks: int) -> list[tuple[int, int, bytes]]:
@@ -64,6 +72,8 @@ def pack_row(spec: TokenSpec, row: RowSpec, windows: Sequence[Window]) -> dict[s
         [chunks, (hops + 1) * hop, channels] (one hop of look-back first),
         actions float32 [chunks * chunk_frames, action_dim], text uint8 [text],
         chunk_sample uint32 [chunks], chunk_number int32 [chunks], chunk_valid bool [chunks],
+        chunk_audio bool [chunks] (whether the chunk has audio tokens),
+        chunk_table int32 [chunks] (which table of task weights holds),
         video_at int32 [patches] and audio_at int32 [chunks * audio_tokens]: where the noisy token of each
         patch and audio token stands in the row (0 where empty).
 
@@ -82,6 +92,8 @@ def pack_row(spec: TokenSpec, row: RowSpec, windows: Sequence[Window]) -> dict[s
         "chunk_sample": np.zeros(row.chunks, np.uint32),
         "chunk_number": np.zeros(row.chunks, np.int32),
         "chunk_valid": np.zeros(row.chunks, bool),
+        "chunk_audio": np.zeros(row.chunks, bool),
+        "chunk_table": np.zeros(row.chunks, np.int32),
         "video_at": np.zeros(row.patches, np.int32),
         "audio_at": np.zeros(row.chunks * spec.audio_tokens, np.int32),
     }
@@ -97,12 +109,12 @@ def pack_row(spec: TokenSpec, row: RowSpec, windows: Sequence[Window]) -> dict[s
         count = grid[0] * grid[1]
         spans = {start: (end, text) for start, end, text in text_spans(clip, spec.chunk_frames, chunks)}
         texts = [len(text) for _, text in spans.values()]
-        used = used + window_cost(spec, height, width, chunks, texts)
+        used = used + window_cost(spec, height, width, chunks, texts, sound=window.sound)
         _check_room(row, used, clip.episode)
         _fill_content(spec, content, window, slot, patch)
         for chunk in range(chunks):
             place = {"segment": segment, "chunk": chunk, "slot": slot}
-            head = head_run(spec, slot, chunk)
+            head = head_run(spec, slot, chunk, sound=window.sound)
             picture = picture_run(patch, chunk, grid)
             if chunk in spans:
                 until, text = spans[chunk]
@@ -116,8 +128,9 @@ def pack_row(spec: TokenSpec, row: RowSpec, windows: Sequence[Window]) -> dict[s
                 clean.add(picture, **place, role=Role.CLEAN, kind=BlockKind.PATCH)
             offset = row.clean_blocks * spec.block
             at = offset + noisy.add(head, **place, role=Role.NOISY, kind=BlockKind.HEAD)
-            audio = slice(slot * spec.audio_tokens, (slot + 1) * spec.audio_tokens)
-            content["audio_at"][audio] = at + spec.chunk_frames + np.arange(spec.audio_tokens)
+            if window.sound:
+                audio = slice(slot * spec.audio_tokens, (slot + 1) * spec.audio_tokens)
+                content["audio_at"][audio] = at + spec.chunk_frames + np.arange(spec.audio_tokens)
             at = offset + noisy.add(picture, **place, role=Role.NOISY, kind=BlockKind.PATCH)
             content["video_at"][patch : patch + count] = at + np.arange(count)
             slot, patch = slot + 1, patch + count
@@ -138,7 +151,8 @@ def _fill_content(spec: TokenSpec, content: Mapping[str, np.ndarray], window: Wi
     grid = patch_lib.grid_shape(height, width, spec.patch)
     content["patch_before"][here] = patches_before(patch, chunks, grid)
     slots = slice(slot, slot + chunks)
-    if spec.audio_tokens:
+    if spec.audio_tokens and window.sound:
+        content["chunk_audio"][slots] = True
         wave = np.concatenate([window.lead_in, clip.audio])
         starts = np.arange(chunks)[:, None] * spec.chunk_samples
         content["waveform"][slots] = wave[starts + np.arange(spec.chunk_samples + spec.hop)]
@@ -146,6 +160,7 @@ def _fill_content(spec: TokenSpec, content: Mapping[str, np.ndarray], window: Wi
     content["chunk_sample"][slots] = window.sample_id
     content["chunk_number"][slots] = window.first_chunk + np.arange(chunks)
     content["chunk_valid"][slots] = True
+    content["chunk_table"][slots] = window.table
 
 
 def patches_before(first: int, chunks: int, grid: tuple[int, int]) -> np.ndarray:
@@ -175,12 +190,13 @@ def _check_window(spec: TokenSpec, window: Window) -> None:
     samples = frames // spec.chunk_frames * spec.chunk_samples
     if frames == 0 or frames % spec.chunk_frames:
         raise ValueError(f"{clip.episode}: {frames} frames are not whole chunks of {spec.chunk_frames}")
-    if spec.audio_tokens and clip.audio.shape != (samples, spec.channels):
+    hears = spec.audio_tokens and window.sound
+    if hears and clip.audio.shape != (samples, spec.channels):
         raise ValueError(
             f"{clip.episode}: audio {clip.audio.shape} but tokens.hop={spec.hop}, tokens.hops={spec.hops} "
             f"and tokens.channels={spec.channels} need {(samples, spec.channels)} for {frames} frames"
         )
-    if spec.audio_tokens and window.lead_in.shape != (spec.hop, spec.channels):
+    if hears and window.lead_in.shape != (spec.hop, spec.channels):
         raise ValueError(
             f"{clip.episode}: lead_in {window.lead_in.shape} but tokens.hop and tokens.channels need "
             f"{(spec.hop, spec.channels)}"

@@ -7,6 +7,8 @@ one chunk and one role, and is padded at its end, so that who sees whom is decid
     clean chunk:  [text, where an event starts] [head: actions, audio] [memory] [patches ...]
     noisy chunk:                                [head: actions, audio]          [patches ...]
 
+The head of a clip without sound holds actions alone: silence that nobody recorded is not shown to the model.
+
 Content (pixels, waveform, actions, bytes) is stored once a row; every token names its content by
 `kind` and `index`. The last clean chunk of a window is left out: no noisy chunk ever sees it.
 """
@@ -96,8 +98,12 @@ class TokenSpec:
 
     @property
     def head_tokens(self) -> int:
-        """Action and audio tokens at the head of a chunk."""
-        return self.chunk_frames + self.audio_tokens
+        """Action and audio tokens at the head of a chunk with sound."""
+        return self.head(sound=True)
+
+    def head(self, sound: bool) -> int:
+        """Action and audio tokens at the head of a chunk, with or without sound."""
+        return self.chunk_frames + (self.audio_tokens if sound else 0)
 
     def blocks_for(self, tokens: int) -> int:
         """Blocks that hold `tokens` tokens."""
@@ -146,11 +152,13 @@ class Cost:
         return all(getattr(self, f.name) <= getattr(row, f.name) for f in dataclasses.fields(Cost))
 
 
-def window_cost(spec: TokenSpec, height: int, width: int, chunks: int, text_lengths: Sequence[int]) -> Cost:
+def window_cost(
+    spec: TokenSpec, height: int, width: int, chunks: int, text_lengths: Sequence[int], *, sound: bool = True
+) -> Cost:
     """Cost of `chunks` chunks of `height x width` video with text events of the given byte lengths."""
     rows, columns = patch_lib.grid_shape(height, width, spec.patch)
     picture = spec.blocks_for(rows * columns)
-    head = spec.blocks_for(spec.head_tokens)
+    head = spec.blocks_for(spec.head(sound))
     text = sum(spec.blocks_for(n) for n in text_lengths)
     return Cost(
         chunks=chunks,
@@ -186,11 +194,11 @@ def _run(kind: TokenKind, first: int, time: np.ndarray, place: np.ndarray | None
     return TokenRun(np.full(len(time), kind, np.uint8), index, position)
 
 
-def head_run(spec: TokenSpec, slot: int, chunk: int) -> TokenRun:
-    """Action and audio tokens of the chunk in `slot`, on the chunk's clock."""
+def head_run(spec: TokenSpec, slot: int, chunk: int, *, sound: bool = True) -> TokenRun:
+    """Action tokens of the chunk in `slot`, and its audio tokens if it has sound, on the chunk's clock."""
     actions = chunk + np.arange(spec.chunk_frames) / spec.chunk_frames
     run = _run(TokenKind.ACTION, slot * spec.chunk_frames, actions)
-    if spec.audio_tokens:
+    if sound and spec.audio_tokens:
         audio = chunk + np.arange(spec.audio_tokens) / spec.audio_tokens
         run = run + _run(TokenKind.AUDIO, slot * spec.audio_tokens, audio)
     return run
