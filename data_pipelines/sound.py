@@ -1,8 +1,8 @@
 """Sound on the clock of a run: other sample rates and channels, exact at any instant.
 
-Sample i of the new clock sounds at one place of the old one, an exact fraction, whichever window it is asked for in. So
-neighbouring windows agree to the bit at their border, and no error of sync adds up along a clip. The filter is a
-Kaiser-windowed sinc, applied in phases (`scipy.signal.upfirdn`).
+Sample i of the new clock sounds at one place of the old one, an exact fraction, whichever stretch it is asked for in.
+So no error of sync adds up along a clip. The filter is a Kaiser-windowed sinc, applied in phases
+(`scipy.signal.upfirdn`).
 """
 
 import fractions
@@ -15,7 +15,8 @@ from scipy import signal
 # Zero crossings of the sinc on each side, the pass band as a share of the lower Nyquist frequency, and the window:
 # images and aliases of what is in the pass band are below the noise of 16 bits.
 _CROSSINGS, _PASS, _BETA = 32, 0.95, 10.0
-# Largest number of filter phases; a ratio of longer fractions is rounded, by less than 1e-8 of itself.
+# Most phases of a filter; a ratio of longer fractions is rounded, by less than 1e-8 of itself, and a place by less than
+# 1e-4 of a sample. Common rates have fewer, but for 44.1 kHz with frames of 1001 ticks.
 _PHASES = 2**14
 
 

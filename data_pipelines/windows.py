@@ -120,14 +120,12 @@ def _per_chunk(info: ClipInfo, spec: TokenSpec) -> fractions.Fraction:
 
 
 def _context(info: ClipInfo, spec: TokenSpec) -> tuple[int, int]:
-    """Frames before and after a window whose sound goes into it."""
-    per_chunk = _per_chunk(info, spec)
-    if per_chunk == spec.chunk_samples:
+    """Frames before and after a window whose sound goes into it: a chunk for its last hop, and what a filter needs."""
+    ratio = spec.chunk_samples / _per_chunk(info, spec)
+    if ratio == 1:
         return spec.chunk_frames, 0
-    ratio = spec.chunk_samples / per_chunk
-    around = sound.margin(ratio)
-    frames = lambda samples: math.ceil(samples * info.frame_rate / info.sample_rate) + 1
-    return frames(spec.hop / ratio + around), frames(around)
+    around = math.ceil(sound.margin(ratio) * info.frame_rate / info.sample_rate) + 1
+    return spec.chunk_frames + around, around
 
 
 def _sound(clip: Clip, info: ClipInfo, spec: TokenSpec, first_frame: int, first_chunk: int, chunks: int) -> np.ndarray:
@@ -141,16 +139,17 @@ def _sound(clip: Clip, info: ClipInfo, spec: TokenSpec, first_frame: int, first_
       first_chunk: Chunk at which the window starts.
       chunks: Chunks of the window.
     """
-    per_chunk = _per_chunk(info, spec)
+    per_chunk, hop = _per_chunk(info, spec), spec.hop
     ratio = spec.chunk_samples / per_chunk
-    count = spec.hop + chunks * spec.chunk_samples
-    # The first sample of the look-back, in samples of what was read.
-    place = first_chunk * per_chunk - spec.hop / ratio - samples_at(first_frame, info.sample_rate, info.frame_rate)
+    read_from = samples_at(first_frame, info.sample_rate, info.frame_rate)
     if ratio != 1:
-        heard = sound.to_int16(sound.resample(sound.mix(clip.audio, spec.channels), place, ratio, count))
-    else:
-        heard = clip.audio[max(int(place), 0) : int(place) + count]
-        heard = np.concatenate([np.zeros((count - len(heard), heard.shape[1]), np.int16), heard])
-        if clip.channels != spec.channels:
-            heard = sound.to_int16(sound.mix(heard, spec.channels))
-    return heard
+        # Chunk by chunk, so that a chunk sounds the same in whichever window it is.
+        mixed = sound.mix(clip.audio, spec.channels)
+        places = [number * per_chunk - read_from for number in range(first_chunk - 1, first_chunk + chunks)]
+        heard = [sound.resample(mixed, place, ratio, spec.chunk_samples) for place in places]
+        return sound.to_int16(np.concatenate([heard[0][-hop:], *heard[1:]]))
+    count = hop + chunks * spec.chunk_samples
+    first = int(first_chunk * per_chunk) - hop - read_from
+    heard = clip.audio[max(first, 0) : first + count]
+    heard = np.concatenate([np.zeros((count - len(heard), heard.shape[1]), np.int16), heard])
+    return heard if clip.channels == spec.channels else sound.to_int16(sound.mix(heard, spec.channels))
