@@ -86,7 +86,9 @@ class Stock:
     def __init__(self, pieces: np.ndarray):
         """Takes the pieces to begin with, int64 [shapes, longest + 1] by length."""
         self.windows = pieces.copy()
-        self.cuts = [collections.Counter({(int(n),): int(row[n]) for n in np.flatnonzero(row)}) for row in pieces]
+        self.cuts: list[collections.Counter[tuple[int, ...]]] = [collections.Counter() for _ in pieces]
+        for shape, length in zip(*np.nonzero(pieces), strict=True):
+            self.cuts[shape][(int(length),)] = int(pieces[shape, length])
 
     def take(self, shape: int, chunks: int, count: int) -> None:
         """Takes windows, cutting the longest ones where there are too few of that length."""

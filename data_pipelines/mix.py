@@ -175,14 +175,15 @@ class Mixture:
             raise PlanError(
                 f"the weights {given} from row {shares.from_row} on must be positive, of {', '.join(self.plans)}"
             )
-        least = weights > 0
-        if least.sum() > PERIOD:
-            raise PlanError(f"{least.sum()} datasets with weight are more than the {PERIOD} rows of a period")
-        exact = weights / weights.sum() * (PERIOD - least.sum())
+        if (weights > 0).sum() > PERIOD:
+            raise PlanError(f"more datasets have weight than a period has rows, {PERIOD}")
+        exact = weights / weights.sum() * PERIOD
         slots = np.floor(exact).astype(np.int64)
-        largest = np.argsort(slots - exact, kind="stable")[: PERIOD - least.sum() - slots.sum()]
-        slots[largest] += 1
-        return slots + least
+        slots[np.argsort(slots - exact, kind="stable")[: PERIOD - slots.sum()]] += 1
+        for rare in np.flatnonzero((weights > 0) & (slots == 0)):
+            slots[slots.argmax()] -= 1
+            slots[rare] = 1
+        return slots
 
     def _shuffled(self, number: int, period: int) -> tuple[np.ndarray, np.ndarray]:
         """Member of each slot of a period, and how many slots it has before, int64 [PERIOD] each."""

@@ -79,4 +79,6 @@ def _rounded(ratio: fractions.Fraction) -> fractions.Fraction:
 @functools.lru_cache(maxsize=16)
 def _filter(up: int, down: int) -> np.ndarray:
     half = _CROSSINGS * max(up, down)
-    return up * signal.firwin(2 * half + 1, _PASS / max(up, down), window=("kaiser", _BETA))
+    cycles = np.arange(-half, half + 1) * (_PASS / max(up, down))
+    taps = np.sinc(cycles) * np.kaiser(len(cycles), _BETA)
+    return taps * (up / taps.sum())

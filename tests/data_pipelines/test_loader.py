@@ -13,12 +13,14 @@ import pytest
 
 from data_pipelines import patches
 from data_pipelines.bad_records import BadRecordsError
+from data_pipelines.build import write_dataset
 from data_pipelines.clip import Clip, ClipError, TextEvent, cut
 from data_pipelines.index import ClipInfo
 from data_pipelines.loader import ClipCache, make_iterator, row_source, skip_to
 from data_pipelines.mix import Shares, mix
 from data_pipelines.plan import PackPlan
 from data_pipelines.row_layout import Role, TokenKind, TokenSpec
+from data_pipelines.shards import open_dataset
 
 SPEC = TokenSpec(
     patch=4, chunk_frames=2, block=8, hop=5, hops=2, audio_tokens=2, channels=2, action_dim=2, text_bytes=24
@@ -407,6 +409,22 @@ def test_a_bad_window_leaves_its_place_empty_and_is_named_once(plan, caplog):
     assert [record.getMessage() for record in caplog.records] == [
         "left out a bad record: test/000001: ClipError: frame 6 is damaged"
     ]
+
+
+def test_a_damaged_record_on_disk_is_left_out(tmp_path, caplog):
+    write_dataset(tmp_path, {"train": list(CLIPS.values())}, shards={"train": 1})
+    good = open_dataset(tmp_path)
+    infos = good.clips("train")
+    (path,) = {tmp_path / info.file for info in infos}
+    data = bytearray(path.read_bytes())
+    data[data.index(infos[2].episode.encode())] ^= 1
+    path.write_bytes(data)
+    plan = PackPlan(infos, SPEC, window_chunks=3, row=None, rows_windows=2, seed=4)
+    source = row_source(open_dataset(tmp_path), plan, SPEC, max_bad=0.2)
+    chunks = sum(int(source[index]["chunk_valid"].sum()) for index in range(plan.rows_per_epoch))
+    lost = sum(ref.frames // 2 for i in range(plan.rows_per_epoch) for ref in plan.row(i) if ref.info == infos[2])
+    assert chunks == plan.chunks_per_row * plan.rows_per_epoch - lost and lost
+    assert len(caplog.records) == 1 and infos[2].episode in caplog.text
 
 
 def test_too_many_bad_records_stop_the_run(plan):
