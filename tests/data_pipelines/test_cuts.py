@@ -8,6 +8,7 @@ import pytest
 
 from data_pipelines import cuts
 from data_pipelines.clip import TextEvent
+from data_pipelines.fill import Blocks
 from data_pipelines.index import ClipInfo
 from data_pipelines.plan import PackPlan
 from data_pipelines.row_layout import TokenSpec
@@ -96,6 +97,12 @@ def test_rows_of_one_shape_are_filled(clips, tokens, patch, least):
     assert took < 2, f"planned in {took:.1f} s"
     lengths = np.bincount(plan._chunks, weights=plan._chunks)
     assert lengths[4:].sum() > 0.5 * lengths.sum()  # most chunks stand in windows of half the greatest length or more
+
+
+def test_short_rows_are_filled_where_windows_may_be_short(clips):
+    """Where 8192 tokens hold two chunks of 1080p, the clean half is best just large enough for one of them."""
+    plan = PackPlan(clips, spec_of(32), window_chunks=8, row=Blocks(270, 1024 - 270), seed=0)
+    assert plan.efficiency().tokens >= 0.97
 
 
 def test_more_clips_cost_hardly_more(clips):
