@@ -29,7 +29,7 @@ import sparsity
 from ml_collections import ConfigDict
 
 from data_pipelines.loader import row_source
-from data_pipelines.packing import Role
+from data_pipelines.row_layout import Role
 from data_pipelines.shards import Dataset, open_dataset
 from pixr1_jax.attention import select
 from pixr1_jax.attention.blocks import Tail, visible

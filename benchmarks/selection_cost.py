@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data_pipelines.packing import BlockKind, Role
+from data_pipelines.row_layout import BlockKind, Role
 from pixr1_jax.attention import api, select
 from pixr1_jax.attention.blocks import Blocks, MemoryPolicy, block_lists
 from pixr1_jax.attention.select import Budget

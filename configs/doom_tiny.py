@@ -72,6 +72,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.pack.batch_rows = 2
     config.pack.threads = 2
     config.pack.prefetch = 8
+    config.pack.max_bad = 0.01
 
     config.train = _stage(steps=300, learning_rate=2e-3, warmup=30)
     config.train.objective = ConfigDict()

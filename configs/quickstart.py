@@ -71,6 +71,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.pack.batch_rows = 4
     config.pack.threads = 2
     config.pack.prefetch = 8
+    config.pack.max_bad = 0.01
 
     config.train = _stage(steps=1700, learning_rate=2e-3, warmup=50)
     config.train.objective = ConfigDict()

@@ -1,4 +1,4 @@
-"""The loader: rows of a pack plan, read and packed in threads, as one stream that all hosts share.
+"""The loader: rows of a plan, read and packed in threads, as one stream that all hosts share.
 
 Row i of the stream is row i of the plan, global batch k is rows [k * batch, (k + 1) * batch), and process p
 of n reads the p-th part of every batch. So the position is one integer, equal on all hosts and valid for any
@@ -8,18 +8,24 @@ number of them, and epochs follow one another with no boundary. Reading needs no
 import collections
 import dataclasses
 import threading
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import grain
 import numpy as np
 
-from data_pipelines.clip import Clip, samples_at, window_events
-from data_pipelines.packing import TokenSpec, Window, pack_row
-from data_pipelines.plan import PackPlan, WindowRef
-from data_pipelines.shards import ClipInfo
+from data_pipelines.bad_records import BadRecords
+from data_pipelines.clip import Clip, ClipError, cut
+from data_pipelines.index import ClipInfo
+from data_pipelines.packing import Window, pack_row
+from data_pipelines.plan import WindowRef
+from data_pipelines.row_layout import RowSpec, TokenSpec
+from data_pipelines.shards import ShardError
+from data_pipelines.windows import read_window
 
 Row = dict[str, np.ndarray]
 _ENDLESS = 2**60  # rows; a stream needs some length, and no run gets this far
+_UNREADABLE = (ClipError, ShardError)  # errors that say of a record that it is bad
 
 
 class ClipReader(Protocol):
@@ -30,62 +36,92 @@ class ClipReader(Protocol):
         ...
 
 
-class RowSource:
-    """Random access to the packed rows of a plan, over all epochs; safe to share between threads."""
+class Plan(Protocol):
+    """What the loader needs of a `PackPlan` or a `Mixture`."""
 
-    def __init__(self, dataset: ClipReader, plan: PackPlan, spec: TokenSpec, *, cache_mb: int = 512):
-        """Binds a plan to the dataset that holds its clips; see `row_source`."""
+    spec: TokenSpec
+    row_spec: RowSpec
+    actions: tuple[str, ...]
+
+    @property
+    def infos(self) -> Sequence[ClipInfo]:
+        """All clips."""
+        ...
+
+    def row(self, index: int) -> list[WindowRef]:
+        """The windows of row `index`."""
+        ...
+
+
+Readers = ClipReader | Mapping[str, ClipReader]  # one dataset, or those of a mixture by name
+
+
+class RowSource:
+    """Random access to the packed rows of a plan, over all epochs; safe to share between threads.
+
+    Attributes:
+      bad: The records that could not be read.
+    """
+
+    def __init__(self, readers: Readers, plan: Plan, spec: TokenSpec, *, cache_mb: int, max_bad: float):
+        """Binds a plan to the datasets that hold its clips; see `row_source`."""
         if spec != plan.spec:
             raise ValueError(f"row_source: spec {spec} is not the plan's {plan.spec}; pass plan.spec")
         self._plan, self._spec = plan, spec
-        self._clips = ClipCache(dataset, plan.infos, cache_mb * 2**20)
+        readers = readers if isinstance(readers, Mapping) else {"": readers}
+        self._clips = ClipCache(readers, plan.infos, cache_mb * 2**20)
+        self.bad = BadRecords(len(plan.infos), max_bad)
 
     def __len__(self) -> int:
         return _ENDLESS
 
     def __getitem__(self, index: int) -> Row:
-        """Row `index` as `pack_row` gives it.
+        """Row `index` as `pack_row` gives it; the place of a window that cannot be read stays empty.
 
         Raises:
-          ShardError, ClipError: A record is missing or damaged; the message names it.
+          BadRecordsError: More clips than the limit cannot be read; the message names them.
         """
         windows = [self._read(ref) for ref in self._plan.row(index)]
-        return pack_row(self._spec, self._plan.row_spec, windows)
+        return pack_row(self._spec, self._plan.row_spec, [window for window in windows if window is not None])
 
-    def _read(self, ref: WindowRef) -> Window:
-        spec = self._spec
-        # The chunk before the window comes along: its last hop of sound leads into the window.
-        lead = min(ref.start, spec.chunk_frames if spec.audio_tokens else 0)
-        clip = self._clips.window(ref.info, ref.start - lead, ref.start + ref.frames)
-        lead_in = np.zeros((spec.hop, spec.channels), np.int16)
-        if lead:
-            lead_in = clip.audio[spec.chunk_samples - spec.hop : spec.chunk_samples]
-        return Window(
-            clip=cut(clip, lead, clip.frames),
-            lead_in=lead_in,
-            sample_id=ref.sample_id,
-            first_chunk=ref.start // spec.chunk_frames,
-        )
+    def _read(self, ref: WindowRef) -> Window | None:
+        try:
+            window = read_window(
+                lambda start, stop: self._clips.window(ref.info, start, stop, ref.dataset),
+                ref.info,
+                self._spec,
+                self._plan.actions,
+                first_chunk=ref.start // self._spec.chunk_frames,
+                chunks=max(1, ref.frames // self._spec.chunk_frames),
+                sample_id=ref.sample_id,
+            )
+        except _UNREADABLE as error:
+            self.bad.add(ref.dataset, ref.info.episode, error)
+            return None
+        return dataclasses.replace(window, table=ref.table)
 
 
-def row_source(dataset: ClipReader, plan: PackPlan, spec: TokenSpec, *, cache_mb: int = 512) -> RowSource:
+def row_source(
+    readers: Readers, plan: Plan, spec: TokenSpec, *, cache_mb: int = 512, max_bad: float = 0.01
+) -> RowSource:
     """Random access to packed rows: `source[i]` reads and packs row i of `plan`.
 
     Args:
-      dataset: Where the plan's clips are.
+      readers: Where the plan's clips are; of a mixture the datasets by name.
       plan: Which windows make a row.
       spec: The plan's token layout.
       cache_mb: Most memory for decoded clips, in MiB.
+      max_bad: Share of the plan's clips that may be unreadable before reading stops.
 
     Raises:
       ValueError: `spec` is not the plan's.
     """
-    return RowSource(dataset, plan, spec, cache_mb=cache_mb)
+    return RowSource(readers, plan, spec, cache_mb=cache_mb, max_bad=max_bad)
 
 
 def make_iterator(
-    dataset: ClipReader,
-    plan: PackPlan,
+    readers: Readers,
+    plan: Plan,
     *,
     batch_size: int,
     threads: int,
@@ -93,6 +129,7 @@ def make_iterator(
     process_index: int = 0,
     process_count: int = 1,
     cache_mb: int = 512,
+    max_bad: float = 0.01,
 ) -> grain.DatasetIterator[Row]:
     """Endless iterator over this process's part of every global batch.
 
@@ -100,7 +137,7 @@ def make_iterator(
     saved by one number of processes continues on another.
 
     Args:
-      dataset: Where the plan's clips are.
+      readers: As in `row_source`.
       plan: Which windows make a row.
       batch_size: Rows in a global batch, over all processes.
       threads: Threads that read ahead; 0 reads in the caller's.
@@ -108,6 +145,7 @@ def make_iterator(
       process_index: Which process this is.
       process_count: How many there are; must divide `batch_size`.
       cache_mb: Most memory for decoded clips, in MiB.
+      max_bad: As in `row_source`; each process counts what it reads.
 
     Returns:
       A grain iterator of the arrays of `pack_row`, each with a leading axis [batch_size / process_count].
@@ -119,7 +157,7 @@ def make_iterator(
         raise ValueError(f"batch_size={batch_size} must be a positive multiple of process_count={process_count}")
     if not 0 <= process_index < process_count:
         raise ValueError(f"process_index={process_index} must be from 0 to {process_count - 1}")
-    source = row_source(dataset, plan, plan.spec, cache_mb=cache_mb)
+    source = row_source(readers, plan, plan.spec, cache_mb=cache_mb, max_bad=max_bad)
     part = ProcessPart(source, batch_size, process_index, process_count)
     rows = grain.MapDataset.source(part).batch(batch_size // process_count)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
@@ -160,23 +198,28 @@ class ClipCache:
     So the whole clip is worth its price where it is expected to cost no more frames than the window has.
     """
 
-    def __init__(self, dataset: ClipReader, infos: tuple[ClipInfo, ...], limit: int):
-        self._dataset, self._limit = dataset, limit
+    def __init__(self, readers: Mapping[str, ClipReader], infos: Sequence[ClipInfo], limit: int):
+        self._readers, self._limit = readers, limit
         self._held = min(1.0, limit / sum(map(_decoded_bytes, infos)))
         self._reset()
 
-    def window(self, info: ClipInfo, start: int, stop: int) -> Clip:
-        """The frames `start` to `stop` of a clip."""
+    def window(self, info: ClipInfo, start: int, stop: int, dataset: str = "") -> Clip:
+        """The frames `start` to `stop` of a clip of a dataset."""
+        reader, key = self._readers[dataset], (dataset, info.episode)
         whole = (1.0 - self._held) * info.frames <= stop - start and _decoded_bytes(info) <= self._limit
         if not whole:
-            return self._dataset.read(info, start, stop)
+            return reader.read(info, start, stop)
         with self._lock:
-            clip = self._clips.get(info.episode)
+            clip = self._clips.get(key)
             if clip is not None:
-                self._clips.move_to_end(info.episode)
+                self._clips.move_to_end(key)
         if clip is None:
-            clip = self._dataset.read(info)
-            self._keep(info, clip)
+            try:
+                clip = reader.read(info)
+            except _UNREADABLE:
+                # Whether a window can be read must not depend on the size of this cache.
+                return reader.read(info, start, stop)
+            self._keep(key, clip)
         return cut(clip, start, stop)
 
     @property
@@ -184,11 +227,11 @@ class ClipCache:
         """Bytes of decoded clips held."""
         return self._used
 
-    def _keep(self, info: ClipInfo, clip: Clip) -> None:
+    def _keep(self, key: tuple[str, str], clip: Clip) -> None:
         with self._lock:
-            if info.episode in self._clips:  # another thread was first
+            if key in self._clips:  # another thread was first
                 return
-            self._clips[info.episode] = clip
+            self._clips[key] = clip
             self._used += _clip_bytes(clip)
             while self._used > self._limit:
                 _, oldest = self._clips.popitem(last=False)
@@ -196,7 +239,7 @@ class ClipCache:
 
     def _reset(self) -> None:
         self._lock = threading.Lock()
-        self._clips: collections.OrderedDict[str, Clip] = collections.OrderedDict()
+        self._clips: collections.OrderedDict[tuple[str, str], Clip] = collections.OrderedDict()
         self._used = 0
 
     def __getstate__(self):
@@ -205,18 +248,6 @@ class ClipCache:
     def __setstate__(self, state):
         self.__dict__.update(state)
         self._reset()
-
-
-def cut(clip: Clip, start: int, stop: int) -> Clip:
-    """The frames `start` to `stop` of a decoded clip, as views; the text in force moves to frame 0."""
-    first, last = (samples_at(frame, clip.sample_rate, clip.frame_rate) for frame in (start, stop))
-    return dataclasses.replace(
-        clip,
-        video=clip.video[start:stop],
-        audio=clip.audio[first:last],
-        actions=clip.actions[start:stop],
-        events=window_events(clip.events, start, stop),
-    )
 
 
 def _clip_bytes(clip: Clip) -> int:

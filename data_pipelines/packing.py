@@ -1,18 +1,6 @@
-"""Block-pure packing: windows of clips -> one row of tokens with static shapes (design decision D5).
-
-A row is a sequence of blocks of `block` tokens: first the clean half, then the noisy half that shares
-its content and positions (teacher forcing as one row, D7). A block belongs to one segment (clip window),
-one chunk and one role, and is padded at its end, so that who sees whom is decided per pair of blocks.
-
-    clean chunk:  [text, where an event starts] [head: actions, audio] [memory] [patches ...]
-    noisy chunk:                                [head: actions, audio]          [patches ...]
-
-Content (pixels, waveform, actions, bytes) is stored once a row; every token names its content by
-`kind` and `index`. The last clean chunk of a window is left out: no noisy chunk ever sees it.
-"""
+"""Block-pure packing: windows of clips -> one row of tokens with static shapes (design decision D5)."""
 
 import dataclasses
-import enum
 import itertools
 from collections.abc import Mapping, Sequence
 
@@ -20,257 +8,20 @@ import numpy as np
 
 from data_pipelines import patches as patch_lib
 from data_pipelines.clip import Clip
-
-FOREVER = 2**30  # `until` of a text that no later event replaces
-
-
-class TokenKind(enum.IntEnum):
-    """What a token carries."""
-
-    PAD = 0
-    TEXT = 1
-    ACTION = 2
-    AUDIO = 3
-    MEMORY = 4
-    VIDEO = 5
-
-
-class BlockKind(enum.IntEnum):
-    """What a block holds; a head block holds actions and audio."""
-
-    TEXT = 0
-    HEAD = 1
-    MEMORY = 2
-    PATCH = 3
-
-
-class Role(enum.IntEnum):
-    """Clean blocks are context; noisy blocks are denoised and carry the loss."""
-
-    CLEAN = 0
-    NOISY = 1
-
-
-@dataclasses.dataclass(frozen=True)
-class TokenSpec:
-    """How content becomes tokens: the part of the layout that training and serving share.
-
-    Attributes:
-      patch: Patch side in pixels.
-      chunk_frames: Pixel frames in a chunk, the unit of autoregression.
-      block: Tokens in a block.
-      hop: Audio samples in one MDCT hop; `hops` hops make a chunk.
-      hops: MDCT hops in a chunk.
-      audio_tokens: Audio tokens in a chunk; each carries `hops // audio_tokens` hops of every channel.
-      channels: Audio channels.
-      action_dim: Length of the action vector, one vector a frame.
-      text_bytes: Longest text event, in UTF-8 bytes.
-    """
-
-    patch: int
-    chunk_frames: int
-    block: int
-    hop: int
-    hops: int
-    audio_tokens: int
-    channels: int
-    action_dim: int
-    text_bytes: int
-
-    def __post_init__(self):
-        if self.audio_tokens and self.hops % self.audio_tokens:
-            raise ValueError(f"tokens.hops={self.hops} must be a multiple of tokens.audio_tokens={self.audio_tokens}")
-
-    @property
-    def patch_dim(self) -> int:
-        """Values in one patch row."""
-        return self.chunk_frames * self.patch * self.patch * 3
-
-    @property
-    def audio_dim(self) -> int:
-        """MDCT coefficients in one audio token; 1 without sound, for the width of arrays that hold no token."""
-        return self.hop * self.channels * self.hops // self.audio_tokens if self.audio_tokens else 1
-
-    @property
-    def chunk_samples(self) -> int:
-        """Audio samples in a chunk, per channel."""
-        return self.hop * self.hops
-
-    @property
-    def head_tokens(self) -> int:
-        """Action and audio tokens at the head of a chunk."""
-        return self.chunk_frames + self.audio_tokens
-
-    def blocks_for(self, tokens: int) -> int:
-        """Blocks that hold `tokens` tokens."""
-        return -(-tokens // self.block)
-
-
-@dataclasses.dataclass(frozen=True)
-class RowSpec:
-    """Static capacities of a packed row.
-
-    Attributes:
-      chunks: Chunk slots.
-      patches: Video patches.
-      text: Text bytes.
-      clean_blocks: Blocks of the clean half.
-      noisy_blocks: Blocks of the noisy half.
-    """
-
-    chunks: int
-    patches: int
-    text: int
-    clean_blocks: int
-    noisy_blocks: int
-
-    @property
-    def blocks(self) -> int:
-        """Blocks in the whole row."""
-        return self.clean_blocks + self.noisy_blocks
-
-
-@dataclasses.dataclass(frozen=True)
-class Cost:
-    """What a window takes of a row's capacities (fields as in `RowSpec`)."""
-
-    chunks: int
-    patches: int
-    text: int
-    clean_blocks: int
-    noisy_blocks: int
-
-    def __add__(self, other: "Cost") -> "Cost":
-        return Cost(*(a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))
-
-    def fits(self, row: RowSpec) -> bool:
-        """Whether this cost is within every capacity of `row`."""
-        return all(getattr(self, f.name) <= getattr(row, f.name) for f in dataclasses.fields(Cost))
-
-
-def window_cost(spec: TokenSpec, height: int, width: int, chunks: int, text_lengths: Sequence[int]) -> Cost:
-    """Cost of `chunks` chunks of `height x width` video with text events of the given byte lengths."""
-    rows, columns = patch_lib.grid_shape(height, width, spec.patch)
-    picture = spec.blocks_for(rows * columns)
-    head = spec.blocks_for(spec.head_tokens)
-    text = sum(spec.blocks_for(n) for n in text_lengths)
-    return Cost(
-        chunks=chunks,
-        patches=chunks * rows * columns,
-        text=sum(text_lengths),
-        clean_blocks=text + (chunks - 1) * (head + 1 + picture),
-        noisy_blocks=chunks * (head + picture),
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class TokenRun:
-    """Tokens of one kind of content in order, before they are cut into blocks."""
-
-    kind: np.ndarray  # uint8 [tokens], TokenKind
-    index: np.ndarray  # int32 [tokens], into the content of that kind
-    position: np.ndarray  # float32 [tokens, 3]: chunk time, patch row, patch column
-
-    def __add__(self, other: "TokenRun") -> "TokenRun":
-        return TokenRun(
-            np.concatenate([self.kind, other.kind]),
-            np.concatenate([self.index, other.index]),
-            np.concatenate([self.position, other.position]),
-        )
-
-
-def _run(kind: TokenKind, first: int, time: np.ndarray, place: np.ndarray | None = None) -> TokenRun:
-    position = np.zeros((len(time), 3), np.float32)
-    position[:, 0] = time
-    if place is not None:
-        position[:, 1:] = place
-    index = np.arange(first, first + len(time), dtype=np.int32)
-    return TokenRun(np.full(len(time), kind, np.uint8), index, position)
-
-
-def head_run(spec: TokenSpec, slot: int, chunk: int) -> TokenRun:
-    """Action and audio tokens of the chunk in `slot`, on the chunk's clock."""
-    actions = chunk + np.arange(spec.chunk_frames) / spec.chunk_frames
-    run = _run(TokenKind.ACTION, slot * spec.chunk_frames, actions)
-    if spec.audio_tokens:
-        audio = chunk + np.arange(spec.audio_tokens) / spec.audio_tokens
-        run = run + _run(TokenKind.AUDIO, slot * spec.audio_tokens, audio)
-    return run
-
-
-def memory_run(spec: TokenSpec, chunk: int) -> TokenRun:
-    """The block of memory tokens of a chunk."""
-    place = np.stack([np.zeros(spec.block), np.arange(spec.block)], axis=-1)
-    return _run(TokenKind.MEMORY, 0, np.full(spec.block, chunk), place)
-
-
-def picture_run(first_patch: int, chunk: int, grid: tuple[int, int]) -> TokenRun:
-    """Patch tokens of a chunk; `first_patch` is the place of its first patch in the row's content."""
-    place = patch_lib.patch_coordinates(*grid)
-    return _run(TokenKind.VIDEO, first_patch, np.full(len(place), chunk), place)
-
-
-def text_run(first_byte: int, length: int, chunk: int) -> TokenRun:
-    """Byte tokens of a text event that starts at `chunk`."""
-    place = np.stack([np.zeros(length), np.arange(length)], axis=-1)
-    return _run(TokenKind.TEXT, first_byte, np.full(length, chunk), place)
-
-
-class RowBuilder:
-    """Fills the token and block arrays of one row, block by block.
-
-    Layout arrays of the result (`tokens = blocks * block`):
-      kind uint8 [tokens], index int32 [tokens], slot int32 [tokens], position float32 [tokens, 3];
-      block_segment, block_chunk, block_role, block_kind, block_valid, block_until: int32 [blocks].
-    Empty blocks have segment -1 and valid 0.
-    """
-
-    def __init__(self, spec: TokenSpec, blocks: int):
-        self._block = spec.block
-        self._blocks = blocks
-        tokens = blocks * spec.block
-        self.arrays = {
-            "kind": np.zeros(tokens, np.uint8),
-            "index": np.zeros(tokens, np.int32),
-            "slot": np.zeros(tokens, np.int32),
-            "position": np.zeros((tokens, 3), np.float32),
-            "block_segment": np.full(blocks, -1, np.int32),
-            **{f"block_{name}": np.zeros(blocks, np.int32) for name in ("chunk", "role", "kind", "valid", "until")},
-        }
-        self.next_block = 0
-
-    def add(
-        self,
-        run: TokenRun,
-        *,
-        segment: int,
-        chunk: int,
-        slot: int,
-        role: Role,
-        kind: BlockKind,
-        until: int = FOREVER,
-    ) -> int:
-        """Appends a run as whole blocks; returns the sequence position of its first token."""
-        count = len(run.kind)
-        first, blocks = self.next_block, -(-count // self._block)
-        if first + blocks > self._blocks:
-            raise ValueError(f"row overflow: {first + blocks} blocks do not fit {self._blocks}")
-        start = first * self._block
-        for name in ("kind", "index", "position"):
-            self.arrays[name][start : start + count] = getattr(run, name)
-        self.arrays["slot"][start : start + blocks * self._block] = slot
-        here = slice(first, first + blocks)
-        for name, value in (
-            ("segment", segment),
-            ("chunk", chunk),
-            ("role", role),
-            ("kind", kind),
-            ("until", until),
-        ):
-            self.arrays[f"block_{name}"][here] = value
-        self.arrays["block_valid"][here] = np.clip(count - np.arange(blocks) * self._block, 0, self._block)
-        self.next_block = first + blocks
-        return start
+from data_pipelines.row_layout import (
+    FOREVER,
+    BlockKind,
+    Cost,
+    Role,
+    RowBuilder,
+    RowSpec,
+    TokenSpec,
+    head_run,
+    memory_run,
+    picture_run,
+    text_run,
+    window_cost,
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -278,17 +29,25 @@ class Window:
     """A run of whole chunks of a clip, as it enters a row.
 
     Attributes:
-      clip: Exactly the window's frames; its first event is the text in force at its start.
+      clip: Exactly the window's frames; its first event is the text in force at its start. Its actions are those of the
+        run's schema, and its sound is on the clock of the tokens, or has no channels.
       lead_in: int16 [hop, channels], the samples just before the window (zeros at a clip's start): the first
         MDCT frame overlaps them.
       sample_id: Identity of this window in this epoch, for randomness keyed by sample (D11).
       first_chunk: Chunk number of the window's start within its clip.
+      table: Which table of task weights holds for it.
     """
 
     clip: Clip
     lead_in: np.ndarray
     sample_id: int
     first_chunk: int
+    table: int = 0
+
+    @property
+    def sound(self) -> bool:
+        """Whether the clip has sound."""
+        return self.clip.channels > 0
 
 
 def text_spans(clip: Clip, chunk_frames: int, chunks: int) -> list[tuple[int, int, bytes]]:
@@ -313,6 +72,8 @@ def pack_row(spec: TokenSpec, row: RowSpec, windows: Sequence[Window]) -> dict[s
         [chunks, (hops + 1) * hop, channels] (one hop of look-back first),
         actions float32 [chunks * chunk_frames, action_dim], text uint8 [text],
         chunk_sample uint32 [chunks], chunk_number int32 [chunks], chunk_valid bool [chunks],
+        chunk_audio bool [chunks] (whether the chunk has audio tokens),
+        chunk_table int32 [chunks] (which table of task weights holds),
         video_at int32 [patches] and audio_at int32 [chunks * audio_tokens]: where the noisy token of each
         patch and audio token stands in the row (0 where empty).
 
@@ -331,6 +92,8 @@ def pack_row(spec: TokenSpec, row: RowSpec, windows: Sequence[Window]) -> dict[s
         "chunk_sample": np.zeros(row.chunks, np.uint32),
         "chunk_number": np.zeros(row.chunks, np.int32),
         "chunk_valid": np.zeros(row.chunks, bool),
+        "chunk_audio": np.zeros(row.chunks, bool),
+        "chunk_table": np.zeros(row.chunks, np.int32),
         "video_at": np.zeros(row.patches, np.int32),
         "audio_at": np.zeros(row.chunks * spec.audio_tokens, np.int32),
     }
@@ -346,12 +109,12 @@ def pack_row(spec: TokenSpec, row: RowSpec, windows: Sequence[Window]) -> dict[s
         count = grid[0] * grid[1]
         spans = {start: (end, text) for start, end, text in text_spans(clip, spec.chunk_frames, chunks)}
         texts = [len(text) for _, text in spans.values()]
-        used = used + window_cost(spec, height, width, chunks, texts)
+        used = used + window_cost(spec, height, width, chunks, texts, sound=window.sound)
         _check_room(row, used, clip.episode)
         _fill_content(spec, content, window, slot, patch)
         for chunk in range(chunks):
             place = {"segment": segment, "chunk": chunk, "slot": slot}
-            head = head_run(spec, slot, chunk)
+            head = head_run(spec, slot, chunk, sound=window.sound)
             picture = picture_run(patch, chunk, grid)
             if chunk in spans:
                 until, text = spans[chunk]
@@ -365,8 +128,9 @@ def pack_row(spec: TokenSpec, row: RowSpec, windows: Sequence[Window]) -> dict[s
                 clean.add(picture, **place, role=Role.CLEAN, kind=BlockKind.PATCH)
             offset = row.clean_blocks * spec.block
             at = offset + noisy.add(head, **place, role=Role.NOISY, kind=BlockKind.HEAD)
-            audio = slice(slot * spec.audio_tokens, (slot + 1) * spec.audio_tokens)
-            content["audio_at"][audio] = at + spec.chunk_frames + np.arange(spec.audio_tokens)
+            if window.sound:
+                audio = slice(slot * spec.audio_tokens, (slot + 1) * spec.audio_tokens)
+                content["audio_at"][audio] = at + spec.chunk_frames + np.arange(spec.audio_tokens)
             at = offset + noisy.add(picture, **place, role=Role.NOISY, kind=BlockKind.PATCH)
             content["video_at"][patch : patch + count] = at + np.arange(count)
             slot, patch = slot + 1, patch + count
@@ -387,7 +151,8 @@ def _fill_content(spec: TokenSpec, content: Mapping[str, np.ndarray], window: Wi
     grid = patch_lib.grid_shape(height, width, spec.patch)
     content["patch_before"][here] = patches_before(patch, chunks, grid)
     slots = slice(slot, slot + chunks)
-    if spec.audio_tokens:
+    if spec.audio_tokens and window.sound:
+        content["chunk_audio"][slots] = True
         wave = np.concatenate([window.lead_in, clip.audio])
         starts = np.arange(chunks)[:, None] * spec.chunk_samples
         content["waveform"][slots] = wave[starts + np.arange(spec.chunk_samples + spec.hop)]
@@ -395,6 +160,7 @@ def _fill_content(spec: TokenSpec, content: Mapping[str, np.ndarray], window: Wi
     content["chunk_sample"][slots] = window.sample_id
     content["chunk_number"][slots] = window.first_chunk + np.arange(chunks)
     content["chunk_valid"][slots] = True
+    content["chunk_table"][slots] = window.table
 
 
 def patches_before(first: int, chunks: int, grid: tuple[int, int]) -> np.ndarray:
@@ -424,12 +190,13 @@ def _check_window(spec: TokenSpec, window: Window) -> None:
     samples = frames // spec.chunk_frames * spec.chunk_samples
     if frames == 0 or frames % spec.chunk_frames:
         raise ValueError(f"{clip.episode}: {frames} frames are not whole chunks of {spec.chunk_frames}")
-    if spec.audio_tokens and clip.audio.shape != (samples, spec.channels):
+    hears = spec.audio_tokens and window.sound
+    if hears and clip.audio.shape != (samples, spec.channels):
         raise ValueError(
             f"{clip.episode}: audio {clip.audio.shape} but tokens.hop={spec.hop}, tokens.hops={spec.hops} "
             f"and tokens.channels={spec.channels} need {(samples, spec.channels)} for {frames} frames"
         )
-    if spec.audio_tokens and window.lead_in.shape != (spec.hop, spec.channels):
+    if hears and window.lead_in.shape != (spec.hop, spec.channels):
         raise ValueError(
             f"{clip.episode}: lead_in {window.lead_in.shape} but tokens.hop and tokens.channels need "
             f"{(spec.hop, spec.channels)}"

@@ -1,30 +1,32 @@
 """The pack plan: (seed, epoch, index) -> the clip windows of a packed row (design decision D12).
 
-Every clip is cut into windows of equal length, at a random phase that changes by epoch. Windows of one
-resolution and length form a size class, and every clip gives the same number of windows in every epoch, so
-rows can be laid out once, as templates over size classes. An epoch then only deals its shuffled windows to
-the places of their class and shuffles the rows: each window appears once an epoch, the number of rows is
-constant, and a row is a pure function of its index.
+Every clip is cut into windows, the same number of the same lengths in every epoch, so that rows can be laid out once,
+as templates over classes of windows that take equal places (`data_pipelines.cuts`). An epoch then only moves the cuts
+within each clip, deals its shuffled windows to the places of their class and shuffles the rows: each window appears
+once an epoch, the number of rows is constant, and a row is a pure function of its index.
+
+Windows are of equal length where a row is sized for them, at a random phase. Where the blocks of a row are given
+(`Blocks`), windows are cut to fill it, and follow one another in a random order.
 """
+
+from __future__ import annotations
 
 import collections
 import dataclasses
-import enum
-import itertools
 import threading
 from collections.abc import Sequence
 
 import numpy as np
 
-from data_pipelines.packing import Cost, RowSpec, TokenSpec, window_cost
-from data_pipelines.shards import ClipInfo
+from data_pipelines import cuts
+from data_pipelines.cuts import PlanError
+from data_pipelines.draws import Purpose, draw
+from data_pipelines.fill import Blocks
+from data_pipelines.index import ClipInfo
+from data_pipelines.row_layout import RowSpec, TokenSpec, window_cost
+from data_pipelines.windows import action_schema, chunks_of, has_sound, is_image
 
-_CAPACITIES = tuple(field.name for field in dataclasses.fields(Cost))
 _EPOCHS_KEPT = 3  # readers that run ahead straddle the boundary between two epochs
-
-
-class PlanError(ValueError):
-    """Clips that no plan can place; the message names the episode and what to change."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,14 +36,18 @@ class WindowRef:
     Attributes:
       info: The clip.
       start: First frame, a multiple of the chunk.
-      frames: Number of frames, a multiple of the chunk.
+      frames: Number of frames, a multiple of the chunk, or 1 of an image, which is held for a chunk.
       sample_id: Identity of the window in its epoch, a uint32, for randomness keyed by sample.
+      dataset: Name of the clip's dataset in a mixture, else empty.
+      table: Which table of task weights holds for it.
     """
 
     info: ClipInfo
     start: int
     frames: int
     sample_id: int
+    dataset: str = ""
+    table: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,35 +55,25 @@ class Efficiency:
     """How full an average row is, as fractions.
 
     Attributes:
-      tokens: Tokens that carry something, of all tokens that are computed.
-      blocks: Blocks that hold at least one token, of all blocks.
+      tokens: Tokens that carry something (action, sound, patch and memory tokens of both halves, bytes of text), of all
+        tokens that are computed: `row_spec.blocks * block` a row, whatever is in it.
+      blocks: Blocks that hold at least one such token, of all blocks.
     """
 
     tokens: float
     blocks: float
 
 
-@dataclasses.dataclass(frozen=True)
-class RowGroup:
-    """Rows that hold the same number of windows of every size class.
-
-    Attributes:
-      rows: How many rows.
-      counts: int64 [classes], windows of each class in one row.
-    """
-
-    rows: int
-    counts: np.ndarray
-
-
 class PackPlan:
     """An addressable, endless sequence of rows; each holds windows of one or more clips.
 
     Attributes:
-      infos: The clips.
+      infos: The clips that give windows.
+      left_out: How many clips are shorter than a chunk and no image, and give none.
       spec: How their content becomes tokens.
+      actions: The schema that the actions of all clips are put into.
       row_spec: Capacities of every row.
-      window_chunks: Chunks in a window; a shorter clip gives one window of all its whole chunks.
+      window_chunks: Chunks in the longest window.
       windows: Windows in an epoch.
       rows_per_epoch: Rows in an epoch.
       chunks_per_row: Chunks in an average row, at most `row_spec.chunks`.
@@ -89,61 +85,61 @@ class PackPlan:
         spec: TokenSpec,
         *,
         window_chunks: int,
-        row: RowSpec | None,
+        row: RowSpec | Blocks | None,
         rows_windows: int = 1,
         seed: int,
+        actions: tuple[str, ...] | None = None,
     ):
         """Lays out the rows.
 
         Args:
           infos: The clips to draw from.
           spec: How content becomes tokens.
-          window_chunks: Chunks in a window.
-          row: Capacities of a row; None sizes it for `rows_windows` windows of the largest size class, or as many
-            more of the others as its blocks hold.
+          window_chunks: Chunks in a window; a shorter clip gives one window of all its whole chunks.
+          row: Capacities of a row. `Blocks` has windows cut to fill it, and its other capacities follow. None sizes it
+            for `rows_windows` windows of the largest size class, or as many more of the others as its blocks hold.
           rows_windows: Windows of the largest class in a row, where `row` is None.
-          seed: Seed of every shuffle and phase.
+          seed: Seed of every shuffle and cut.
+          actions: The run's schema; None takes that of the clips, in order.
 
         Raises:
-          PlanError: There are no clips, or a clip disagrees with `spec` or fits no row.
+          PlanError: No clip gives a window, or a clip disagrees with `spec` or fits no row.
         """
         if window_chunks < 1 or rows_windows < 1:
             raise PlanError(f"window_chunks={window_chunks} and rows_windows={rows_windows} must be at least 1")
-        if not infos:
-            raise PlanError("the plan has no clips; check the dataset's split")
-        self.infos, self.spec, self.window_chunks = tuple(infos), spec, window_chunks
-        self._seed = seed
+        self.infos = tuple(info for info in infos if chunks_of(info, spec))
+        self.left_out = len(infos) - len(self.infos)
+        if not self.infos:
+            short = f"; {self.left_out} are shorter than tokens.chunk_frames={spec.chunk_frames}" * (self.left_out > 0)
+            raise PlanError(f"the plan has no clips{short}; check the dataset's split")
+        self.spec, self.window_chunks, self._seed = spec, window_chunks, seed
+        self.actions = action_schema(self.infos) if actions is None else actions
+        cuts.check_actions(self.actions, spec)
         for info in self.infos:
-            _check_clip(info, spec)
-        chunks = np.array([info.frames // spec.chunk_frames for info in self.infos], np.int64)
-        self._length = np.minimum(chunks, window_chunks)  # [clips], chunks of each of a clip's windows
-        self._count = chunks // self._length  # [clips], windows
-        self._spare = chunks - self._count * self._length  # [clips], chunks by which the cut may move
-        self._first = np.cumsum(self._count) - self._count  # [clips], number of a clip's first window
-        self.windows = int(self._count.sum())
+            cuts.check_text(info, spec)
 
-        texts = [_text_load(info, spec, int(n)) for info, n in zip(self.infos, self._length, strict=True)]
-        costs = np.stack(
-            [
-                _clip_cost(info, spec, int(n), text)
-                for info, n, text in zip(self.infos, self._length, texts, strict=True)
-            ]
-        )
-        self._class, class_costs = _size_classes(self.infos, self._length, costs)
-        self.row_spec = row or _row_for(class_costs, rows_windows)
-        for info, length, cost in zip(self.infos, self._length, costs, strict=True):
-            _check_fit(info, int(length), cost, self.row_spec)
+        if isinstance(row, Blocks):
+            made = cuts.filling_cuts(self.infos, spec, window_chunks, row, seed)
+        else:
+            made = cuts.equal_cuts(self.infos, spec, window_chunks, row, rows_windows)
+        self._clip, self._chunks, self._kind, self._spare = made.clip, made.chunks, made.kind, made.spare
+        self._moves = isinstance(row, Blocks)  # whether the windows of a clip change their order
+        self._first = np.searchsorted(made.clip, np.arange(len(self.infos)))  # [clips], a clip's first window
+        self.row_spec = made.row
+        self.windows = len(made.clip)
 
-        sizes = np.bincount(self._class, weights=self._count).astype(np.int64)
-        self._groups = fill_rows(class_costs, sizes, np.array(dataclasses.astuple(self.row_spec), np.int64))
-        rows = np.array([group.rows for group in self._groups], np.int64)
+        rows = np.array([group.rows for group in made.groups], np.int64)
+        self._groups = made.groups
         self._group_start = np.cumsum(rows) - rows
-        used = np.stack([group.rows * group.counts for group in self._groups])
-        # [groups, classes], where a group's windows of a class begin in an epoch's windows, sorted by class.
-        self._deal_start = np.cumsum(used, 0) - used + (np.cumsum(sizes) - sizes)
+        # Where a group's windows of each of its classes begin in an epoch's windows, sorted by class.
+        sizes = np.bincount(made.kind)
+        dealt = np.cumsum(sizes) - sizes
+        self._deal_start = []
+        for group in made.groups:
+            self._deal_start.append(dealt[group.classes])
+            dealt[group.classes] += group.rows * group.counts
         self.rows_per_epoch = int(rows.sum())
-        self.chunks_per_row = float((self._count * self._length).sum() / self.rows_per_epoch)
-        self._mean_text = np.array([[text.mean_tokens, text.mean_blocks] for text in texts])
+        self.chunks_per_row = float(made.chunks.sum() / self.rows_per_epoch)
         self._reset_cache()
 
     def row(self, index: int) -> list[WindowRef]:
@@ -153,38 +149,39 @@ class PackPlan:
         epoch, place = divmod(int(index), self.rows_per_epoch)
         order = self._epoch(epoch)
         row = int(order.rows[place])
-        group = int(np.searchsorted(self._group_start, row, side="right")) - 1
-        counts = self._groups[group].counts
-        starts = self._deal_start[group] + (row - self._group_start[group]) * counts
-        places = [slice(starts[kind], starts[kind] + counts[kind]) for kind in np.flatnonzero(counts)]
+        number = int(np.searchsorted(self._group_start, row, side="right")) - 1
+        counts = self._groups[number].counts
+        starts = self._deal_start[number] + (row - self._group_start[number]) * counts
+        places = [slice(start, start + count) for start, count in zip(starts, counts, strict=True)]
         return [self._window(epoch, order, int(window)) for here in places for window in order.windows[here]]
 
     def efficiency(self) -> Efficiency:
-        """How full an average row is, text at its expected length over all phases."""
+        """How full an average row is, text at its expected length over all cuts."""
         tokens = blocks = 0.0
-        for info, count, chunks, (text_tokens, text_blocks) in zip(
-            self.infos, self._count, self._length, self._mean_text, strict=True
-        ):
-            cost = window_cost(self.spec, info.height, info.width, int(chunks), ())
+        sorts = np.stack([self._clip, self._chunks], 1)
+        for (clip, chunks), count in zip(*np.unique(sorts, axis=0, return_counts=True), strict=True):
+            info = self.infos[clip]
+            sound = has_sound(info, self.spec)
+            text = cuts.text_load(info, self.spec, int(chunks), anywhere=self._moves)
+            cost = window_cost(self.spec, info.height, info.width, int(chunks), (), sound=sound)
             picture = cost.patches // chunks
-            content = (2 * chunks - 1) * (self.spec.head_tokens + picture) + (chunks - 1) * self.spec.block
-            tokens += count * (content + text_tokens)
-            blocks += count * (cost.clean_blocks + cost.noisy_blocks + text_blocks)
+            content = (2 * chunks - 1) * (self.spec.head(sound) + picture) + (chunks - 1) * self.spec.block
+            tokens += count * (content + text.mean_tokens)
+            blocks += count * (cost.clean_blocks + cost.noisy_blocks + text.mean_blocks)
         computed = self.rows_per_epoch * self.row_spec.blocks
         return Efficiency(tokens=float(tokens / (computed * self.spec.block)), blocks=float(blocks / computed))
 
-    def _window(self, epoch: int, order: "_EpochOrder", window: int) -> WindowRef:
-        clip = int(np.searchsorted(self._first, window, side="right")) - 1
-        length = int(self._length[clip])
-        chunk = int(order.phases[clip]) + (window - int(self._first[clip])) * length
+    def _window(self, epoch: int, order: _EpochOrder, window: int) -> WindowRef:
+        info = self.infos[self._clip[window]]
+        frames = 1 if is_image(info, self.spec) else int(self._chunks[window]) * self.spec.chunk_frames
         return WindowRef(
-            info=self.infos[clip],
-            start=chunk * self.spec.chunk_frames,
-            frames=length * self.spec.chunk_frames,
+            info=info,
+            start=int(order.starts[window]) * self.spec.chunk_frames,
+            frames=frames,
             sample_id=(epoch * self.windows + window) % 2**32,
         )
 
-    def _epoch(self, epoch: int) -> "_EpochOrder":
+    def _epoch(self, epoch: int) -> _EpochOrder:
         with self._lock:
             if epoch in self._orders:
                 self._orders.move_to_end(epoch)
@@ -194,13 +191,21 @@ class PackPlan:
                     self._orders.popitem(last=False)
             return self._orders[epoch]
 
-    def _draw_epoch(self, epoch: int) -> "_EpochOrder":
+    def _draw_epoch(self, epoch: int) -> _EpochOrder:
         spare = (self._spare + 1).astype(np.uint64)
-        window_keys = _draw(self._seed, epoch, _Purpose.WINDOWS, self.windows)
-        row_keys = _draw(self._seed, epoch, _Purpose.ROWS, self.rows_per_epoch)
+        phases = (draw(self._seed, epoch, Purpose.PHASE, len(self.infos)) % spare).astype(np.int64)
+        order = np.arange(self.windows)
+        if self._moves:
+            order = np.lexsort((draw(self._seed, epoch, Purpose.CUTS, self.windows), self._clip))
+        ends = np.cumsum(self._chunks[order])  # in a clip after all clips before it
+        begins = ends - self._chunks[order]
+        starts = np.empty_like(begins)
+        starts[order] = begins - (begins[self._first] - phases)[self._clip]
+        window_keys = draw(self._seed, epoch, Purpose.WINDOWS, self.windows)
+        row_keys = draw(self._seed, epoch, Purpose.ROWS, self.rows_per_epoch)
         return _EpochOrder(
-            phases=(_draw(self._seed, epoch, _Purpose.PHASE, len(self.infos)) % spare).astype(np.int64),
-            windows=np.lexsort((window_keys, np.repeat(self._class, self._count))),
+            starts=starts,
+            windows=np.lexsort((window_keys, self._kind)),
             rows=np.argsort(row_keys, kind="stable"),
         )
 
@@ -216,163 +221,10 @@ class PackPlan:
         self._reset_cache()
 
 
-class _Purpose(enum.IntEnum):
-    """What a stream of random numbers is for."""
-
-    PHASE = 0
-    WINDOWS = 1
-    ROWS = 2
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class _EpochOrder:
     """The random choices of one epoch."""
 
-    phases: np.ndarray  # [clips], chunk at which a clip's first window starts
+    starts: np.ndarray  # [windows], chunk of its clip at which a window starts
     windows: np.ndarray  # [windows], sorted by class, shuffled within
     rows: np.ndarray  # [rows], place in the epoch -> row of the layout
-
-
-def _draw(seed: int, epoch: int, purpose: _Purpose, count: int) -> np.ndarray:
-    """Random uint64 [count]; raw words, since numpy keeps no other stream equal across its versions."""
-    key = np.array([seed % 2**64, purpose], np.uint64)
-    counter = np.array([0, 0, 0, epoch], np.uint64)
-    return np.random.Philox(key=key, counter=counter).random_raw(count)
-
-
-@dataclasses.dataclass(frozen=True)
-class _TextLoad:
-    """Text tokens and blocks of a clip's windows: the most, and the mean, over every place a cut can fall."""
-
-    most_tokens: int
-    most_blocks: int
-    mean_tokens: float
-    mean_blocks: float
-
-
-def _text_load(info: ClipInfo, spec: TokenSpec, window: int) -> _TextLoad:
-    chunks = info.frames // spec.chunk_frames
-    starts = [event.frame // spec.chunk_frames for event in info.events]
-    lengths = [len(event.text.encode()) for event in info.events]
-    last = chunks - window  # the last chunk at which a window can start
-    change = np.zeros((last + 2, 2), np.int64)  # change of (tokens, blocks) from one window start to the next
-    for (start, end), length in zip(itertools.pairwise([*starts, chunks]), lengths, strict=True):
-        # A text is in a window that begins before the text ends and ends after the text begins.
-        low, high = max(0, start - window + 1), min(end, last + 1)
-        if start < end and low < high:
-            load = np.array([length, spec.blocks_for(length)])
-            change[low] += load
-            change[high] -= load
-    loads = np.cumsum(change, 0)[: last + 1]
-    loads = loads[np.arange(last + 1) % window <= chunks % window]
-    most, mean = loads.max(0), loads.mean(0)
-    return _TextLoad(int(most[0]), int(most[1]), float(mean[0]), float(mean[1]))
-
-
-def _clip_cost(info: ClipInfo, spec: TokenSpec, chunks: int, text: _TextLoad) -> np.ndarray:
-    cost = window_cost(spec, info.height, info.width, chunks, ())
-    cost = cost + Cost(chunks=0, patches=0, text=text.most_tokens, clean_blocks=text.most_blocks, noisy_blocks=0)
-    return np.array(dataclasses.astuple(cost), np.int64)
-
-
-def _size_classes(infos: Sequence[ClipInfo], lengths: np.ndarray, costs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Class of each clip, int64 [clips], and the most that its windows take, int64 [classes, capacities]."""
-    sizes = np.array([(info.height, info.width, length) for info, length in zip(infos, lengths, strict=True)])
-    _, class_of = np.unique(sizes, axis=0, return_inverse=True)
-    class_of = class_of.reshape(-1)
-    worst = np.zeros((class_of.max() + 1, len(_CAPACITIES)), np.int64)
-    np.maximum.at(worst, class_of, costs)
-    return class_of, worst
-
-
-def _row_for(class_costs: np.ndarray, windows: int) -> RowSpec:
-    """Sizes a row for `windows` windows of the largest class; blocks, the cost of a row, are all it is limited by."""
-    capacities = class_costs.max(0) * windows
-    blocks = [_CAPACITIES.index("clean_blocks"), _CAPACITIES.index("noisy_blocks")]
-    # More windows of a smaller class fit the blocks, and together they may have more chunks and text.
-    room = (capacities[blocks] // np.maximum(class_costs[:, blocks], 1)).min(1)
-    capacities = np.maximum(capacities, (class_costs * room[:, None]).max(0))
-    row = RowSpec(*(int(value) for value in capacities))
-    return dataclasses.replace(row, text=max(row.text, 1))  # an array of no bytes cannot be indexed
-
-
-def fill_rows(costs: np.ndarray, sizes: np.ndarray, capacity: np.ndarray) -> list[RowGroup]:
-    """Best-fit decreasing vector packing, on groups of equal rows instead of single rows.
-
-    Args:
-      costs: int64 [classes, capacities], what one window of a class takes; each must fit an empty row.
-      sizes: int64 [classes], how many windows there are.
-      capacity: int64 [capacities] of a row.
-
-    Returns:
-      Groups that together hold every window once.
-    """
-    scale = np.maximum(capacity, 1)
-    rows: dict[tuple[int, ...], int] = {}  # windows of each class in a row -> rows like it
-    for kind in np.argsort(-(costs / scale).max(1), kind="stable"):
-        left = int(sizes[kind])
-        while left:
-            counts, room = _tightest(rows, costs, capacity, scale, int(kind))
-            available = rows.pop(counts, None)
-            # Best fit goes on with the row it has just used, so whole rows fill up together.
-            full = left // room if available is None else min(left // room, available)
-            taken = [(full, room)] if full else [(1, left)]
-            if available is not None and available > taken[0][0]:
-                taken.append((available - taken[0][0], 0))
-            for number, added in taken:
-                key = (*counts[:kind], counts[kind] + added, *counts[kind + 1 :])
-                rows[key] = rows.get(key, 0) + number
-                left -= number * added
-    return [RowGroup(number, np.array(counts, np.int64)) for counts, number in sorted(rows.items())]
-
-
-def _tightest(
-    rows: dict[tuple[int, ...], int], costs: np.ndarray, capacity: np.ndarray, scale: np.ndarray, kind: int
-) -> tuple[tuple[int, ...], int]:
-    """The fullest sort of row that takes a window of class `kind`, or an empty one, and how many it takes."""
-    needs = costs[kind] > 0
-    best, least = ((0,) * len(costs), int((capacity[needs] // costs[kind][needs]).min())), np.inf
-    for counts in rows:
-        free = capacity - np.array(counts) @ costs
-        room, slack = int((free[needs] // costs[kind][needs]).min()), float((free / scale).sum())
-        if room and slack < least:
-            best, least = (counts, room), slack
-    return best
-
-
-def _check_clip(info: ClipInfo, spec: TokenSpec) -> None:
-    if info.frames < spec.chunk_frames:
-        raise PlanError(
-            f"{info.episode}: {info.frames} frames are less than a chunk of tokens.chunk_frames="
-            f"{spec.chunk_frames}; leave the clip out"
-        )
-    samples = info.sample_rate * spec.chunk_frames / info.frame_rate
-    if spec.audio_tokens and (samples, info.channels) != (spec.chunk_samples, spec.channels):
-        raise PlanError(
-            f"{info.episode}: {samples} samples a chunk and {info.channels} channels, but tokens.hop * "
-            f"tokens.hops is {spec.chunk_samples} and tokens.channels is {spec.channels}; change the "
-            "tokens or resample the clip"
-        )
-    if samples.denominator != 1:
-        raise PlanError(
-            f"{info.episode}: {samples} samples a chunk is not whole; make tokens.chunk_frames a multiple of "
-            f"{(info.sample_rate / info.frame_rate).denominator}"
-        )
-    if len(info.action_names) != spec.action_dim:
-        raise PlanError(
-            f"{info.episode}: {len(info.action_names)} action values but tokens.action_dim={spec.action_dim}"
-        )
-    longest = max((len(event.text.encode()) for event in info.events), default=0)
-    if longest > spec.text_bytes:
-        raise PlanError(f"{info.episode}: a text event has {longest} bytes; raise tokens.text_bytes={spec.text_bytes}")
-
-
-def _check_fit(info: ClipInfo, chunks: int, cost: np.ndarray, row: RowSpec) -> None:
-    held = dataclasses.asdict(row)
-    needs = dict(zip(_CAPACITIES, cost.tolist(), strict=True))
-    short = [f"row.{name}={held[name]} to {n}" for name, n in needs.items() if n > held[name]]
-    if short:
-        raise PlanError(
-            f"{info.episode}: a window of {chunks} chunks of {info.height}x{info.width} fits no row; "
-            f"raise {', '.join(short)}"
-        )

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from data_pipelines.packing import BlockKind
+from data_pipelines.row_layout import BlockKind
 from pixr1_jax.core.rng import Purpose
 from pixr1_jax.engine import runner
 from pixr1_jax.engine.step import Stream

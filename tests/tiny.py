@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from data_pipelines import build, packing
+from data_pipelines import build, packing, row_layout
 from data_pipelines.clip import Clip, TextEvent
-from data_pipelines.packing import RowSpec, TokenSpec, Window
+from data_pipelines.packing import Window
+from data_pipelines.row_layout import RowSpec, TokenSpec
 from pixr1_jax.attention.api import AttentionConfig
 from pixr1_jax.attention.blocks import MemoryPolicy
 from pixr1_jax.attention.select import Budget
@@ -85,12 +86,14 @@ def model(config: OmniConfig, seed: int = 0) -> Omni:
     return jax.tree.map(draw, jax.eval_shape(lambda: Omni(config, jax.random.key(0))))
 
 
-def clip(spec: TokenSpec, frames: int, *, height=HEIGHT, width=WIDTH, events=((0, "day"),), seed=0) -> Clip:
+def clip(
+    spec: TokenSpec, frames: int, *, height=HEIGHT, width=WIDTH, events=((0, "day"),), seed=0, silent=False
+) -> Clip:
     rng = np.random.default_rng(seed)
     samples = frames * spec.chunk_samples // spec.chunk_frames
     return Clip(
         video=rng.integers(0, 256, (frames, height, width, 3), np.uint8),
-        audio=rng.integers(-9000, 9000, (samples, spec.channels)).astype(np.int16),
+        audio=rng.integers(-9000, 9000, (samples, 0 if silent else spec.channels)).astype(np.int16),
         actions=rng.standard_normal((frames, spec.action_dim)).astype(np.float32),
         action_names=tuple(f"axis{i}" for i in range(spec.action_dim)),
         events=tuple(TextEvent(frame, text) for frame, text in events),
@@ -117,12 +120,12 @@ def row_spec(spec: TokenSpec, rows: list[list[Window]], spare: int = 0) -> RowSp
     """Capacities that hold any of the rows, and `spare` more of everything."""
     costs = []
     for windows in rows:
-        total = packing.Cost(0, 0, 0, 0, 0)
+        total = row_layout.Cost(0, 0, 0, 0, 0)
         for one in windows:
             frames, height, width, _ = one.clip.video.shape
             chunks = frames // spec.chunk_frames
             texts = [len(text) for _, _, text in packing.text_spans(one.clip, spec.chunk_frames, chunks)]
-            total = total + packing.window_cost(spec, height, width, chunks, texts)
+            total = total + row_layout.window_cost(spec, height, width, chunks, texts, sound=one.sound)
         costs.append(dataclasses.astuple(total))
     return RowSpec(*(max(column) + spare for column in zip(*costs, strict=True)))
 

@@ -10,7 +10,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from data_pipelines.packing import BlockKind, Role
+from data_pipelines.row_layout import BlockKind, Role
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,7 @@ class MemoryPolicy:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Blocks:
-    """Metadata of blocks, each int32 [..., blocks]; meanings as in `data_pipelines.packing`."""
+    """Metadata of blocks, each int32 [..., blocks]; meanings as in `data_pipelines.row_layout`."""
 
     segment: jax.Array
     chunk: jax.Array

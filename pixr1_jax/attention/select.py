@@ -12,7 +12,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from data_pipelines.packing import BlockKind, Role
+from data_pipelines.row_layout import BlockKind, Role
 from pixr1_jax.attention.blocks import BlockLists, Blocks, MemoryPolicy, Tail, block_lists
 
 _KERNEL_BLOCK = 64  # from this block size on, kernels read `_TOGETHER` key blocks in one product

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data_pipelines import packing, patches
-from data_pipelines.packing import BlockKind, Role
+from data_pipelines import patches, row_layout
+from data_pipelines.row_layout import BlockKind, Role
 from pixr1_jax.attention.blocks import visible
 from pixr1_jax.core import rng
 from pixr1_jax.objectives import flow
@@ -191,10 +191,10 @@ class Stream:
         spec, cache = self.config.tokens, self.cache
         count = self.grid[0] * self.grid[1]
         clean = _layout(cache.chunk_arrays())
-        builder = packing.RowBuilder(spec, cache.chunk_blocks - 1)
+        builder = row_layout.RowBuilder(spec, cache.chunk_blocks - 1)
         place = {"segment": 0, "chunk": 0, "slot": NOISY_SLOT, "role": Role.NOISY}
-        builder.add(packing.head_run(spec, NOISY_SLOT, 0), **place, kind=BlockKind.HEAD)
-        builder.add(packing.picture_run(count, 0, self.grid), **place, kind=BlockKind.PATCH)
+        builder.add(row_layout.head_run(spec, NOISY_SLOT, 0), **place, kind=BlockKind.HEAD)
+        builder.add(row_layout.picture_run(count, 0, self.grid), **place, kind=BlockKind.PATCH)
         noisy = _layout(builder.arrays)
         before, here = state["chunk"] - 1, state["chunk"]
         return _placed(clean, before, -1.0), _placed(noisy, here, 0.0)

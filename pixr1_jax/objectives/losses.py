@@ -12,7 +12,7 @@ TIME_BINS = 4
 
 
 def token_weights(batch: Mapping[str, jax.Array], loss: jax.Array, patch: int, chunk_frames: int) -> Signals:
-    """Weights of every value in the loss: 0 for empty places, padding pixels and cells without loss.
+    """Weights of every value in the loss: 0 for empty places, padding pixels, silent chunks and cells without loss.
 
     Returns:
       Signals: video [batch, patches, patch_dim], audio [batch, audio tokens, 1].
@@ -21,9 +21,11 @@ def token_weights(batch: Mapping[str, jax.Array], loss: jax.Array, patch: int, c
     inside = jnp.arange(patch) < extent[..., None]  # [batch, patches, 2, patch]
     pixel = inside[..., 0, :, None] & inside[..., 1, None, :]
     pixel = jnp.broadcast_to(pixel[..., None, :, :, None], (*pixel.shape[:2], chunk_frames, patch, patch, 3))
-    cell = flow.per_token(batch, loss.astype(jnp.float32), batch["audio_at"].shape[1] // loss.shape[1])
+    each = batch["audio_at"].shape[1] // loss.shape[1]
+    cell = flow.per_token(batch, loss.astype(jnp.float32), each)
     present = (batch["patch_slot"] >= 0)[..., None]
-    return Signals(pixel.reshape(*pixel.shape[:2], -1) * cell.video * present, cell.audio)
+    heard = jnp.repeat(batch["chunk_audio"], each, axis=1)[..., None]
+    return Signals(pixel.reshape(*pixel.shape[:2], -1) * cell.video * present, cell.audio * heard)
 
 
 def by_modality(error: Signals, weights: Signals, time: Signals) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:

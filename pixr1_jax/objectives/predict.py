@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from data_pipelines.packing import Role
+from data_pipelines.row_layout import Role
 from pixr1_jax.attention.blocks import visible
 from pixr1_jax.omni import tokens
 from pixr1_jax.omni.model import Omni, OmniConfig, Past, backbone

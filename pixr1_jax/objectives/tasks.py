@@ -1,4 +1,7 @@
-"""Every task is a noise schedule: which (chunk, modality) cells are clean, noisy, and carry loss (decision D4)."""
+"""Every task is a noise schedule: which (chunk, modality) cells are clean, noisy, and carry loss (decision D4).
+
+A sample without sound has one task whatever is drawn: its video is noisy and carries loss.
+"""
 
 import dataclasses
 from collections.abc import Mapping
@@ -30,6 +33,7 @@ class TimeSampling:
       drop: Share of samples trained without text and actions, for guidance.
       drift: Standard deviation of the changes of contrast (its logarithm) and colour that the context of a sample has.
       tasks: Weight of each task of `TASKS`, as (name, weight) pairs.
+      tables: Further such weights, for the samples that name them: table i is `tables[i - 1]`, table 0 `tasks`.
     """
 
     mean: float
@@ -38,11 +42,13 @@ class TimeSampling:
     drop: float
     drift: float
     tasks: tuple[tuple[str, float], ...]
+    tables: tuple[tuple[tuple[str, float], ...], ...] = ()
 
     def __post_init__(self):
-        unknown = [name for name, _ in self.tasks if name not in TASKS]
-        if unknown or not self.tasks:
-            raise ValueError(f"objective.tasks names {unknown}; known tasks are {sorted(TASKS)}")
+        for table in (self.tasks, *self.tables):
+            unknown = [name for name, _ in table if name not in TASKS]
+            if unknown or not table:
+                raise ValueError(f"objective.tasks names {unknown}; known tasks are {sorted(TASKS)}")
 
 
 @jax.tree_util.register_dataclass
@@ -67,10 +73,14 @@ def draw(
     sampling: TimeSampling, max_context_time: float, seed: int, step: jax.Array, batch: Mapping[str, jax.Array]
 ) -> Draw:
     """Draws tasks, times and context levels, keyed by sample and chunk."""
-    names, weights = zip(*sampling.tasks, strict=True)
-    edges = np.cumsum(weights) / np.sum(weights)
-    task = jnp.searchsorted(jnp.asarray(edges[:-1]), flow.uniform_by_sample(seed, Purpose.TASK, step, batch))
+    names = sorted(TASKS)
+    weights = np.array([[dict(table).get(name, 0.0) for name in names] for table in (sampling.tasks, *sampling.tables)])
+    edges = jnp.asarray(np.cumsum(weights, axis=1) / weights.sum(axis=1, keepdims=True), jnp.float32)[:, :-1]
+    u = flow.uniform_by_sample(seed, Purpose.TASK, step, batch)
+    task = (edges[batch["chunk_table"]] < u[..., None]).sum(axis=-1)
     rule = jnp.asarray([TASKS[name] for name in names])[task]  # [batch, chunks, 2]
+    has_sound = batch["chunk_audio"][..., None]
+    rule = jnp.where(has_sound, rule, jnp.asarray((1, 0)))
 
     u = flow.uniform(seed, Purpose.TIME, step, batch, 3)
     logit = sampling.mean + sampling.deviation * jax.scipy.special.ndtri(jnp.clip(u[..., :2], 1e-6, 1 - 1e-6))

@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data_pipelines import packing
-from data_pipelines.packing import BlockKind, Role, TokenSpec
+from data_pipelines import row_layout
+from data_pipelines.row_layout import BlockKind, Role, TokenSpec
 from pixr1_jax.attention.blocks import Blocks, MemoryPolicy
 from pixr1_jax.attention.select import pool
 from pixr1_jax.omni import rope
@@ -68,24 +68,24 @@ class CacheLayout:
 
     def chunk_arrays(self) -> dict[str, np.ndarray]:
         """Layout arrays of one clean chunk at chunk 0, slot 0 (see `RowBuilder`)."""
-        builder = packing.RowBuilder(self.tokens, self.chunk_blocks)
+        builder = row_layout.RowBuilder(self.tokens, self.chunk_blocks)
         place = {"segment": 0, "chunk": 0, "slot": 0, "role": Role.CLEAN}
-        builder.add(packing.head_run(self.tokens, 0, 0), **place, kind=BlockKind.HEAD)
-        builder.add(packing.memory_run(self.tokens, 0), **place, kind=BlockKind.MEMORY)
-        builder.add(packing.picture_run(0, 0, self.grid), **place, kind=BlockKind.PATCH)
+        builder.add(row_layout.head_run(self.tokens, 0, 0), **place, kind=BlockKind.HEAD)
+        builder.add(row_layout.memory_run(self.tokens, 0), **place, kind=BlockKind.MEMORY)
+        builder.add(row_layout.picture_run(0, 0, self.grid), **place, kind=BlockKind.PATCH)
         return builder.arrays
 
     def text_arrays(self) -> dict[str, np.ndarray]:
         """Layout arrays of a full-length text event at chunk 0."""
-        builder = packing.RowBuilder(self.tokens, self.text_blocks)
-        run = packing.text_run(0, self.tokens.text_bytes, 0)
+        builder = row_layout.RowBuilder(self.tokens, self.text_blocks)
+        run = row_layout.text_run(0, self.tokens.text_bytes, 0)
         builder.add(run, segment=0, chunk=0, slot=0, role=Role.CLEAN, kind=BlockKind.TEXT)
         return builder.arrays
 
     def static(self) -> dict[str, np.ndarray]:
         """What never changes: kind int32 [blocks], and positions within the chunk, offset float32 [tokens, 3]."""
         chunk, text = self.chunk_arrays(), self.text_arrays()
-        memory = packing.memory_run(self.tokens, 0)
+        memory = row_layout.memory_run(self.tokens, 0)
         chunks, bank = self.memory.sinks + self.memory.window, self.memory.bank
         return {
             "kind": np.concatenate(
@@ -125,7 +125,7 @@ def empty(config: OmniConfig, layout: CacheLayout) -> dict[str, jax.Array]:
         "cache_value": jnp.zeros(shape, dtype),
         "cache_chunk": jnp.full(layout.blocks, -1, jnp.int32),
         "cache_valid": jnp.zeros(layout.blocks, jnp.int32),
-        "cache_until": jnp.full(2 * layout.text_blocks, packing.FOREVER, jnp.int32),
+        "cache_until": jnp.full(2 * layout.text_blocks, row_layout.FOREVER, jnp.int32),
         "cache_weight": jnp.zeros(layout.memory.bank, jnp.float32),
     }
 
@@ -134,7 +134,7 @@ def past(layout: CacheLayout, cache: dict[str, jax.Array], current: jax.Array) -
     """The cache as `backbone` reads it (batch of one) when `current` is the chunk being made."""
     static = layout.static()
     filled = cache["cache_chunk"] >= 0
-    until = jnp.full(layout.blocks, packing.FOREVER, jnp.int32)
+    until = jnp.full(layout.blocks, row_layout.FOREVER, jnp.int32)
     blocks = Blocks(
         segment=jnp.where(filled, 0, -1),
         chunk=cache["cache_chunk"],
@@ -207,7 +207,7 @@ def write_text(
         "cache_value": by_layer("cache_value", value, tokens),
         "cache_chunk": shift(cache["cache_chunk"], jnp.full(blocks, chunk, jnp.int32), blocks),
         "cache_valid": shift(cache["cache_valid"], valid, blocks),
-        "cache_until": shift(cache["cache_until"], jnp.full(blocks, packing.FOREVER, jnp.int32), blocks, end=chunk),
+        "cache_until": shift(cache["cache_until"], jnp.full(blocks, row_layout.FOREVER, jnp.int32), blocks, end=chunk),
     }
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from data_pipelines.packing import TokenSpec
+from data_pipelines.row_layout import TokenSpec
 from pixr1_jax.attention import api, select
 from pixr1_jax.attention.api import AttentionConfig
 from pixr1_jax.attention.blocks import BlockLists, Blocks, MemoryPolicy, Tail, block_lists

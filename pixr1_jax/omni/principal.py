@@ -41,8 +41,8 @@ def initialise(model: Omni, video: np.ndarray, audio: np.ndarray | None) -> Omni
 def initialise_forecast(model: Omni, video: np.ndarray, before: np.ndarray, held: np.ndarray, noise: float) -> Omni:
     """Sets the look-back of `model` to the best bilinear forecast of patches from surroundings and actions.
 
-    Where the system is too large to solve (a wide bottleneck, many actions) the forecast stays zero, to be learnt;
-    so does the part of actions that the data never change.
+    Where the system is too large to solve (a wide bottleneck, many actions), or no patch has surroundings, the forecast
+    stays zero, to be learnt; so does the part of actions that the data never change.
 
     Args:
       model: A model whose video embeddings are initialised.
@@ -52,6 +52,8 @@ def initialise_forecast(model: Omni, video: np.ndarray, before: np.ndarray, held
       noise: Standard deviation of the noise that the surroundings are going to have.
     """
     known = before[..., 4] >= 0
+    if not known.any():  # images alone
+        return model
     usual = held[known].mean(axis=0)
     changing = np.flatnonzero(held[known].std(axis=0) > 0)
     if model.look_back.forecast.shape[0] * (1 + len(changing)) > _LARGEST_SYSTEM:

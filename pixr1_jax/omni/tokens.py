@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from data_pipelines.packing import Role, TokenKind
+from data_pipelines.row_layout import Role, TokenKind
 from pixr1_jax.attention.blocks import Blocks
 from pixr1_jax.omni import audio
 from pixr1_jax.omni.layers import rms_norm
@@ -54,7 +54,7 @@ class Cells:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """What every token of a row is; fields as in `data_pipelines.packing.RowBuilder`."""
+    """What every token of a row is; fields as in `data_pipelines.row_layout.RowBuilder`."""
 
     kind: jax.Array
     index: jax.Array

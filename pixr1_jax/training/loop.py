@@ -71,6 +71,7 @@ def run(config: ConfigDict, stage: str, workdir: pathlib.Path) -> TrainState:
         batch_size=batch_size,
         threads=config.pack.threads,
         prefetch=config.pack.prefetch,
+        max_bad=config.pack.max_bad,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
@@ -163,3 +164,5 @@ def _describe(stage: str, state: TrainState, plan, step: int, steps: int) -> Non
         f"{stage}: {count / 1e6:.2f} M parameters, step {step} of {steps}, {plan.rows_per_epoch} rows an epoch, "
         f"packing {fill.tokens:.1%} of tokens and {fill.blocks:.1%} of blocks, {jax.device_count()} devices"
     )
+    if plan.left_out:
+        print(f"{stage}: {plan.left_out} clips are shorter than a chunk and left out")

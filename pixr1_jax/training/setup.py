@@ -10,9 +10,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from data_pipelines import patches
-from data_pipelines.loader import row_source
-from data_pipelines.packing import TokenSpec
+from data_pipelines.loader import Readers, row_source
+from data_pipelines.mix import Mixture
 from data_pipelines.plan import PackPlan
+from data_pipelines.row_layout import TokenSpec
 from data_pipelines.shards import Dataset
 from pixr1_jax.attention.blocks import MemoryPolicy
 from pixr1_jax.core.config import freeze
@@ -24,6 +25,7 @@ from pixr1_jax.omni import principal, tokens
 from pixr1_jax.omni.model import Omni, OmniConfig
 
 _FITTED_PATCHES = 24 << 10  # patches of the plan's first rows that embeddings and forecast are fitted to, at least
+_ROWS_FOR_SOUND = 16  # times as many rows are searched for sound where those have too little
 
 
 def shards_directory(workdir: pathlib.Path) -> pathlib.Path:
@@ -62,7 +64,7 @@ def pack_plan(config: ConfigDict, dataset: Dataset, split: str = "train") -> Pac
     )
 
 
-def max_keys(config: OmniConfig, plan: PackPlan, window_chunks: int, ramped: bool) -> int:
+def max_keys(config: OmniConfig, plan: PackPlan | Mixture, window_chunks: int, ramped: bool) -> int:
     """The most key blocks that any block of the plan's rows can read in full, during the budget's ramp if `ramped`."""
     spec, policy = config.tokens, config.memory
     if window_chunks > policy.horizon:
@@ -82,10 +84,10 @@ def max_keys(config: OmniConfig, plan: PackPlan, window_chunks: int, ramped: boo
     return min(seen, budget.always(policy, chunk=chunk, head=head, text=text) + budget.most)
 
 
-def initial_model(config: OmniConfig, dataset: Dataset, plan: PackPlan, seed: int) -> Omni:
+def initial_model(config: OmniConfig, readers: Readers, plan: PackPlan | Mixture, seed: int) -> Omni:
     """A new model whose embeddings are the principal components of the plan's first rows."""
     model = jax.jit(lambda key: Omni(config, key))(purpose_key(seed, Purpose.INIT))
-    source = row_source(dataset, plan, config.tokens)
+    source = row_source(readers, plan, config.tokens)
     content = jax.jit(lambda batch: tokens.content(config, batch))
     video, audio, patches_of, before, held = [], [], [], [], []
     rows = min(-(-_FITTED_PATCHES // plan.row_spec.patches), plan.rows_per_epoch)
@@ -96,9 +98,17 @@ def initial_model(config: OmniConfig, dataset: Dataset, plan: PackPlan, seed: in
         patches_of.append(np.asarray(signals.video))
         before.append(np.asarray(row["patch_before"]))
         held.append(np.asarray(tokens.held_by_patch(config, row)))
-        valid = np.repeat(np.asarray(row["chunk_valid"]), config.tokens.audio_tokens, axis=1)
-        audio.append(np.asarray(signals.audio)[valid])
-    has_audio = config.tokens.audio_tokens > 0
+        heard = np.repeat(np.asarray(row["chunk_audio"]), config.tokens.audio_tokens, axis=1)
+        audio.append(np.asarray(signals.audio)[heard])
+    # Sound may be rare: more rows are read for it, and where there is none its embeddings stay as they are made.
+    missing = config.audio_rank if config.tokens.audio_tokens else 0
+    for i in range(rows, min(_ROWS_FOR_SOUND * rows, plan.rows_per_epoch)):
+        if sum(map(len, audio)) >= missing:
+            break
+        row = {name: jnp.asarray(value[None]) for name, value in source[i].items()}
+        heard = np.repeat(np.asarray(row["chunk_audio"]), config.tokens.audio_tokens, axis=1)
+        audio.append(np.asarray(content(row).audio)[heard])
+    has_audio = any(map(len, audio))
     model = principal.initialise(model, np.concatenate(video), np.concatenate(audio) if has_audio else None)
     # A level drawn uniformly up to the most has this root mean square.
     noise = config.max_context_time / np.sqrt(3.0)
@@ -106,7 +116,7 @@ def initial_model(config: OmniConfig, dataset: Dataset, plan: PackPlan, seed: in
     return principal.initialise_forecast(model, join(patches_of), join(before), join(held), noise)
 
 
-def objective(config: ConfigDict, stage: str, plan: PackPlan) -> Pretrain | FlowMap:
+def objective(config: ConfigDict, stage: str, plan: PackPlan | Mixture) -> Pretrain | FlowMap:
     """The objective of a stage, from its section `objective`."""
     sizes = model_config(config)
     fields: dict[str, Any] = dict(config[stage].objective)

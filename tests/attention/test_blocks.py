@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipelines.packing import FOREVER, BlockKind, Role
+from data_pipelines.row_layout import FOREVER, BlockKind, Role
 from pixr1_jax.attention.blocks import Blocks, MemoryPolicy, block_lists, visible
 
 BLOCK = 3

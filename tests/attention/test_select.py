@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipelines.packing import BlockKind, Role
+from data_pipelines.row_layout import BlockKind, Role
 from pixr1_jax.attention import api, select
 from pixr1_jax.attention.blocks import Blocks, MemoryPolicy, visible
 from pixr1_jax.attention.select import Budget

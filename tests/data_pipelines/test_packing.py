@@ -11,18 +11,21 @@ from hypothesis import strategies as st
 
 from data_pipelines import packing, patches
 from data_pipelines.clip import Clip, TextEvent
-from data_pipelines.packing import BlockKind, Role, RowSpec, TokenKind, TokenSpec, Window
+from data_pipelines.packing import Window
+from data_pipelines.row_layout import BlockKind, Role, RowSpec, TokenKind, TokenSpec
 
 TEXTS = st.sampled_from(["", "rain", "night falls", "雪が降る", "a long prompt, longer than one block of tokens"])
 
 
-def make_window(spec: TokenSpec, height: int, width: int, chunks: int, events, seed: int) -> Window:
+def make_window(
+    spec: TokenSpec, height: int, width: int, chunks: int, events, seed: int, silent: bool = False
+) -> Window:
     """A window of random content whose clock agrees with `spec`."""
     rng = np.random.default_rng(seed)
     frames, samples = chunks * spec.chunk_frames, chunks * spec.chunk_samples
     clip = Clip(
         video=rng.integers(0, 256, (frames, height, width, 3), np.uint8),
-        audio=rng.integers(-(2**15), 2**15, (samples, spec.channels)).astype(np.int16),
+        audio=rng.integers(-(2**15), 2**15, (samples, 0 if silent else spec.channels)).astype(np.int16),
         actions=rng.random((frames, spec.action_dim), np.float32),
         action_names=tuple(f"axis{i}" for i in range(spec.action_dim)),
         events=tuple(TextEvent(frame, text) for frame, text in events),
@@ -63,7 +66,8 @@ def row_for(spec: TokenSpec, windows: list[Window], spare: int) -> RowSpec:
     for window in windows:
         frames, height, width, _ = window.clip.video.shape
         count = ceil(height, spec.patch) * ceil(width, spec.patch)
-        blocks = ceil(spec.chunk_frames + spec.audio_tokens, spec.block) + ceil(count, spec.block)
+        audio = spec.audio_tokens if window.clip.channels else 0
+        blocks = ceil(spec.chunk_frames + audio, spec.block) + ceil(count, spec.block)
         chunks = frames // spec.chunk_frames
         for _ in range(chunks):
             total["chunks"] += 1
@@ -101,7 +105,8 @@ def rows(draw) -> tuple[TokenSpec, RowSpec, list[Window]]:
         chunks = draw(st.integers(1, 4))
         frames = draw(st.sets(st.integers(0, chunks * spec.chunk_frames - 1), max_size=5))
         events = [(frame, draw(TEXTS)) for frame in sorted(frames)]
-        windows.append(make_window(spec, draw(st.integers(1, 12)), draw(st.integers(1, 12)), chunks, events, seed))
+        height, width, silent = draw(st.integers(1, 12)), draw(st.integers(1, 12)), draw(st.booleans())
+        windows.append(make_window(spec, height, width, chunks, events, seed, silent))
     return spec, row_for(spec, windows, spare=draw(st.integers(0, 2))), windows
 
 
@@ -159,7 +164,9 @@ def test_content_appears_once_noisy_and_once_clean_but_for_the_last_chunk(drawn)
         for chunk in range(chunks):
             items = {
                 TokenKind.ACTION: range(slot * spec.chunk_frames, (slot + 1) * spec.chunk_frames),
-                TokenKind.AUDIO: range(slot * spec.audio_tokens, (slot + 1) * spec.audio_tokens),
+                TokenKind.AUDIO: range(
+                    slot * spec.audio_tokens, (slot + (window.clip.channels > 0)) * spec.audio_tokens
+                ),
                 TokenKind.VIDEO: range(patch, patch + count),
             }
             for kind, indices in items.items():
@@ -185,7 +192,8 @@ def test_pointers_and_content_are_those_of_the_clips(drawn):
     slot = patch = 0
     for window in windows:
         frames, height, width, _ = window.clip.video.shape
-        wave = np.concatenate([window.lead_in, window.clip.audio])
+        silent = window.clip.channels == 0
+        wave = None if silent else np.concatenate([window.lead_in, window.clip.audio])
         for chunk in range(frames // spec.chunk_frames):
             count = ceil(height, spec.patch) * ceil(width, spec.patch)
             here = slice(patch, patch + count)
@@ -197,7 +205,10 @@ def test_pointers_and_content_are_those_of_the_clips(drawn):
             np.testing.assert_array_equal(packed["patch_number"][here], np.arange(count))
             actions = packed["actions"][slot * spec.chunk_frames : (slot + 1) * spec.chunk_frames]
             np.testing.assert_array_equal(actions, window.clip.actions[start : start + spec.chunk_frames])
-            if spec.audio_tokens:  # one hop before the chunk, then the chunk
+            assert packed["chunk_audio"][slot] == (spec.audio_tokens > 0 and not silent)
+            if wave is None:
+                assert not packed["waveform"][slot].any()
+            elif spec.audio_tokens:  # one hop before the chunk, then the chunk
                 first = chunk * spec.chunk_samples
                 expected = wave[first : first + spec.hop + spec.chunk_samples]
                 np.testing.assert_array_equal(packed["waveform"][slot], expected)
@@ -206,15 +217,17 @@ def test_pointers_and_content_are_those_of_the_clips(drawn):
             assert packed["chunk_valid"][slot]
             slot, patch = slot + 1, patch + count
     assert not packed["chunk_valid"][slot:].any() and (packed["patch_slot"][patch:] == -1).all()
+    assert not packed["chunk_audio"][slot:].any()
     noisy = row.clean_blocks * spec.block
+    heard = np.repeat(packed["chunk_audio"], spec.audio_tokens)
     for name, kind, used in (
-        ("video_at", TokenKind.VIDEO, patch),
-        ("audio_at", TokenKind.AUDIO, slot * spec.audio_tokens),
+        ("video_at", TokenKind.VIDEO, np.arange(row.patches) < patch),
+        ("audio_at", TokenKind.AUDIO, heard),
     ):
-        at = packed[name][:used]
+        at = packed[name][used]
         assert (packed["kind"][at] == kind).all() and (at >= noisy).all()
-        np.testing.assert_array_equal(packed["index"][at], np.arange(used))
-        assert (packed[name][used:] == 0).all()
+        np.testing.assert_array_equal(packed["index"][at], np.flatnonzero(used))
+        assert (packed[name][~used] == 0).all()
 
 
 @settings(deadline=None, max_examples=60)
@@ -248,6 +261,23 @@ def test_the_order_within_a_row_is_text_head_memory_patches():
     kinds = [BlockKind(kind).name for kind in packed["block_kind"][packed["block_valid"] > 0]]
     assert kinds == ["TEXT", "HEAD", "MEMORY", "PATCH", "HEAD", "PATCH", "HEAD", "PATCH"]
     np.testing.assert_array_equal(packed["block_valid"][[0, 1, 2, 3]], [3, 4, 8, 4])
+
+
+def test_a_window_without_sound_has_no_audio_tokens():
+    packed = packing.pack_row(SPEC, ROW, [window(chunks=2, events=[], silent=True)])
+    assert not (packed["kind"] == TokenKind.AUDIO).any()
+    np.testing.assert_array_equal(packed["block_valid"][[0, 1, 2]], [2, 8, 4])
+
+
+def test_windows_name_their_table_of_tasks():
+    windows = [window(chunks=1, events=[]), dataclasses.replace(window(chunks=1, events=[]), table=2)]
+    packed = packing.pack_row(SPEC, ROW, windows)
+    np.testing.assert_array_equal(packed["chunk_table"], [0, 2, 0])
+
+
+def test_a_row_may_be_empty():
+    packed = packing.pack_row(SPEC, ROW, [])
+    assert not packed["chunk_valid"].any() and not packed["kind"].any() and not packed["block_valid"].any()
 
 
 def test_times_within_a_chunk_follow_the_clock():

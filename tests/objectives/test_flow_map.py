@@ -275,3 +275,14 @@ def test_kernels_distil_as_the_reference_does(tiny, implementation):
     np.testing.assert_allclose(loss, true_loss, rtol=1e-4)
     difference = optax.tree.norm(jax.tree.map(jnp.subtract, gradient, true_gradient))
     assert difference < 1e-3 * optax.tree.norm(true_gradient)
+
+
+def test_distillation_takes_windows_without_sound(tiny):
+    config = tiny.config(layers=1)
+    rows = [[tiny.window(config.tokens, 2, seed=1)], [tiny.window(config.tokens, 2, seed=2, silent=True)]]
+    batch, room = tiny.batch(config.tokens, rows)
+    task, model = flow_map(config, room, tasks=ALL_TASKS), tiny.model(config)
+    loss, metrics = compiled(task)(model, model, batch, jnp.int32(1))
+    loud = np.where(batch["chunk_audio"][..., None, None], batch["waveform"], 9000).astype(np.int16)
+    same, _ = compiled(task)(model, model, batch | {"waveform": loud}, jnp.int32(1))
+    assert loss == same and all(np.isfinite(value) for value in metrics.values())

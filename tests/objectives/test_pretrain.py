@@ -62,6 +62,40 @@ def test_the_loss_of_a_constant_model(tiny, scene):
     np.testing.assert_allclose(loss, video + 0.3 * audio, rtol=1e-4)
 
 
+def test_what_has_no_sound_has_no_part_in_the_audio_loss(tiny, scene):
+    config, _, _, _ = scene
+    spec = config.tokens
+    heard = [tiny.window(spec, 2, seed=1)]
+    rows = [heard, [tiny.window(spec, 3, seed=2, silent=True)], [tiny.window(spec, 1, seed=3, silent=True)]]
+    batch, room = tiny.batch(spec, rows, spare=1)
+    alone, _ = tiny.batch(spec, [heard])
+    model, task = tiny.model(config), objective(config, room)
+    run = jax.jit(jax.value_and_grad(lambda model, batch: task.loss(model, None, batch, 0, jnp.int32(3)), has_aux=True))
+    (loss, metrics), gradient = run(model, batch)
+    # The waveform of a chunk without sound is nothing that the model could see.
+    loud = np.where(batch["chunk_audio"][..., None, None], batch["waveform"], 9000).astype(np.int16)
+    assert (loud != batch["waveform"]).any()
+    (same, _), same_gradient = run(model, batch | {"waveform": loud})
+    assert loss == same and tiny.largest_difference(gradient, same_gradient) == 0
+    _, by_itself = objective(config, tiny.row_spec(spec, [heard])).loss(model, None, alone, 0, jnp.int32(3))
+    np.testing.assert_allclose(metrics["loss/audio"], by_itself["loss/audio"], rtol=1e-4)
+    assert metrics["loss/video"] != by_itself["loss/video"]
+
+
+def test_a_row_without_any_window_costs_nothing(tiny, scene):
+    """As bad records leave it."""
+    config, _, _, _ = scene
+    spec = config.tokens
+    rows = [[tiny.window(spec, 2, seed=1)], []]
+    batch, room = tiny.batch(spec, rows)
+    model, task = tiny.model(config), objective(config, room)
+    run = jax.jit(jax.value_and_grad(lambda model, batch: task.loss(model, None, batch, 0, jnp.int32(3)), has_aux=True))
+    (loss, _), gradient = run(model, batch)
+    (expected, _), _ = run(model, {name: value[:1] for name, value in batch.items()})
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+
+
 def test_a_scene_is_the_path_at_the_drawn_times(scene):
     config, batch, _, _ = scene
     scene_ = pretrain.noised(config, sampling(), batch, 0, jnp.int32(2))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from data_pipelines.packing import FOREVER, BlockKind
+from data_pipelines.row_layout import FOREVER, BlockKind
 from pixr1_jax.attention.select import pool
 from pixr1_jax.omni import memory, rope
 from pixr1_jax.omni.memory import CacheLayout

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from data_pipelines.packing import Role
+from data_pipelines.row_layout import Role
 from pixr1_jax.attention.blocks import visible
 from pixr1_jax.omni import tokens
 from pixr1_jax.omni.model import Past, backbone

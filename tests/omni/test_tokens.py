@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from data_pipelines.packing import Role, TokenKind
+from data_pipelines.row_layout import Role, TokenKind
 from pixr1_jax.omni import audio, tokens
 from pixr1_jax.omni.tokens import Cells, Layout, Signals
 

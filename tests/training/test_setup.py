@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.loader import row_source
+from data_pipelines.mix import Shares, mix
 from data_pipelines.shards import open_dataset
 from pixr1_jax.attention import select
 from pixr1_jax.attention.blocks import Blocks, visible
@@ -147,3 +148,37 @@ def test_a_new_model_starts_from_the_data(tiny, dataset):
     assert tokens.content(sizes, batch).video.shape[1] == plan.row_spec.patches
     again, other = (setup.initial_model(sizes, dataset, plan, seed=seed) for seed in (0, 1))
     assert tiny.largest_difference(model, again) == 0 and tiny.largest_difference(model, other) > 0
+
+
+class Silent:
+    """A dataset without its sound."""
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def read(self, info, start=0, stop=None):
+        clip = self.dataset.read(dataclasses.replace(info, channels=2), start, stop)
+        return dataclasses.replace(clip, audio=clip.audio[:, :0])
+
+
+def test_a_mixture_with_and_without_sound_begins_and_has_a_loss(tiny, dataset):
+    config = tiny.experiment()
+    sizes, infos = setup.model_config(config), dataset.clips("train")
+    clips = {"heard": infos, "silent": [dataclasses.replace(info, channels=0) for info in infos]}
+    shares = [Shares(0, (("heard", 1.0), ("silent", 20.0)))]
+    mixture = mix(clips, sizes.tokens, shares, window_chunks=3, row_blocks=60, seed=0)
+    readers = {"heard": dataset, "silent": Silent(dataset)}
+    model = setup.initial_model(sizes, readers, mixture, seed=0)
+    # What sound is fitted to is sound: its mean is that of the heard rows.
+    source, sound = row_source(readers, mixture, sizes.tokens), []
+    rows = [source[index] for index in range(mixture.rows_per_epoch)]
+    for row in rows:
+        content = tokens.content(sizes, jax.tree.map(lambda x: jnp.asarray(x[None]), row))
+        sound.append(np.asarray(content.audio)[0, np.repeat(row["chunk_audio"], sizes.tokens.audio_tokens)])
+    assert len(np.concatenate(sound)) >= sizes.audio_rank
+    np.testing.assert_allclose(model.audio_in.mean[...], np.concatenate(sound).mean(0), atol=0.02)
+    objective = setup.objective(config, "train", mixture)
+    batch = {name: np.stack([row[name] for row in rows[:4]]) for name in rows[0]}
+    assert batch["chunk_audio"].any() and (batch["chunk_valid"] & ~batch["chunk_audio"]).any()
+    loss, metrics = jax.jit(lambda batch: objective.loss(model, None, batch, 0, jnp.int32(0)))(batch)
+    assert np.isfinite(loss) and metrics["loss/video"] > 0
