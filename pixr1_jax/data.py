@@ -39,6 +39,9 @@ def build_data(
 ) -> None:
     """Builds the dataset of a configuration, or keeps it where it was built before from the same section.
 
+    A mixture (section `data.mix`) has a section for each dataset, which goes to a folder of its name; one that has
+    nothing but `directory` is there already.
+
     Args:
         config: a configuration with the section `data`, see DataConfig.
         directory: the dataset's folder; made if missing.
@@ -50,14 +53,25 @@ def build_data(
     """
     if "data" not in config:
         raise config_lib.ConfigError("config.data is missing; give the section that says what to build")
-    data = config_lib.freeze(data_config.DataConfig, config.data, "config.data")
-    source = data_config.make_source(data, "config.data")
+    if "mix" not in config.data:
+        _build(config.data, "config.data", epath.Path(directory), beam)
+        return
+    for name, section in config.data.mix.items():
+        if "directory" not in section:
+            _build(section, f"config.data.mix.{name}", epath.Path(directory) / name, beam)
+        elif len(section) > 1:
+            raise config_lib.ConfigError(f"config.data.mix.{name} has directory and more; a dataset is built or there")
+
+
+def _build(section: ml_collections.ConfigDict, path: str, directory: epath.Path, beam: Sequence[str]) -> None:
+    data = config_lib.freeze(data_config.DataConfig, section, path)
+    source = data_config.make_source(data, path)
     try:
         items = source.items()
     except ValueError as error:
-        raise config_lib.ConfigError(f"config.data.{data.source}: {error}") from error
-    spec = data_config.describe(data, config.data, items)
-    _check_same(epath.Path(directory), spec)
+        raise config_lib.ConfigError(f"{path}.{data.source}: {error}") from error
+    spec = data_config.describe(data, section, items)
+    _check_same(directory, spec)
     build_lib.build(
         directory,
         source,

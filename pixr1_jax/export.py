@@ -14,7 +14,7 @@ import jax
 import ml_collections
 from absl import flags
 
-from data_pipelines.shards import open_dataset
+from data_pipelines.windows import action_schema
 from pixr1_jax.core import cli_errors
 from pixr1_jax.core import config as config_lib
 from pixr1_jax.core.progress import track
@@ -42,20 +42,16 @@ def export_run(
     template = jax.eval_shape(lambda: Omni(sizes, jax.random.key(0)))
     model = load_params(setup.checkpoint_directory(workdir, "distill"), template)
     section = config.export
-    info = next(
-        (
-            info
-            for info in open_dataset(setup.shards_directory(workdir)).clips("train")
-            if (info.height, info.width) == tuple(section.size)
-        ),
-        None,
-    )
+    data = setup.open_data(config, workdir)
+    datasets = list(data.values()) if isinstance(data, dict) else [data]
+    infos = [info for dataset in datasets for info in dataset.clips("train")]
+    info = next((info for info in infos if (info.height, info.width) == tuple(section.size)), None)
     if info is None:
         raise ValueError(f"export.size is {tuple(section.size)}, and no clip of the dataset has it; use a size it has")
     facts = {
         "frame_rate": f"{info.frame_rate.numerator}/{info.frame_rate.denominator}",
         "sample_rate": info.sample_rate,
-        "action_names": list(info.action_names),
+        "action_names": list(action_schema(infos)),
         "config": config_lib.fingerprint(config),
     }
     count = len(section.platforms) * (len(section.steps) + 3)

@@ -31,6 +31,11 @@ def quickstart(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict
 
     A stage that was stopped by a signal ends the run, and the same call continues it.
     """
+    if "mix" in config.data:
+        raise config_lib.ConfigError(
+            "quickstart films and scores one dataset, and config.data.mix has several; run pixr1 data build, train, "
+            "distill and export"
+        )
     shards, artifact = setup.shards_directory(workdir), setup.artifact_directory(workdir)
 
     def film() -> None:

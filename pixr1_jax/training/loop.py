@@ -14,7 +14,6 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from data_pipelines.loader import make_iterator
-from data_pipelines.shards import open_dataset
 from pixr1_jax.core.config import save_config
 from pixr1_jax.core.progress import track
 from pixr1_jax.omni.model import Omni
@@ -63,10 +62,10 @@ def run(config: ConfigDict, stage: str, workdir: pathlib.Path) -> TrainState:
     ###########################################################################
     # Data.
 
-    dataset = open_dataset(setup.shards_directory(workdir))
-    plan = setup.pack_plan(config, dataset)
+    data = setup.open_data(config, workdir)
+    plan = setup.pack_plan(config, data)
     batches = make_iterator(
-        dataset,
+        data,
         plan,
         batch_size=batch_size,
         threads=config.pack.threads,
@@ -100,7 +99,7 @@ def run(config: ConfigDict, stage: str, workdir: pathlib.Path) -> TrainState:
         setup.checkpoint_directory(workdir, stage), every_steps=section.checkpoint_every, keep=section.keep
     )
     if checkpoints.latest_step() is None:
-        first = setup.initial_model(sizes, dataset, plan, config.seed) if teacher is None else teacher
+        first = setup.initial_model(sizes, data, plan, config.seed) if teacher is None else teacher
         # Buffers of its own: the step donates the state, the teacher must outlive it.
         state = jax.jit(lambda params: initial_state(jax.tree.map(jnp.copy, params), tx), out_shardings=replicated)(
             first

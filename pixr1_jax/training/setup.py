@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -10,13 +11,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from data_pipelines import patches
+from data_pipelines.cuts import split_blocks
 from data_pipelines.loader import Readers, row_source
-from data_pipelines.mix import Mixture
+from data_pipelines.mix import Mixture, Shares, mix
 from data_pipelines.plan import PackPlan
 from data_pipelines.row_layout import TokenSpec
-from data_pipelines.shards import Dataset
+from data_pipelines.shards import Dataset, open_dataset
 from pixr1_jax.attention.blocks import MemoryPolicy
-from pixr1_jax.core.config import freeze
+from pixr1_jax.core.config import ConfigError, freeze
 from pixr1_jax.core.rng import Purpose, purpose_key
 from pixr1_jax.objectives.flow_map import FlowMap
 from pixr1_jax.objectives.pretrain import Pretrain
@@ -51,17 +53,53 @@ def model_config(config: ConfigDict) -> OmniConfig:
     return freeze(OmniConfig, ConfigDict(fields), "model", tokens=spec, memory=policy)
 
 
-def pack_plan(config: ConfigDict, dataset: Dataset, split: str = "train") -> PackPlan:
-    """The pack plan of the section `pack`."""
+def open_data(config: ConfigDict, workdir: pathlib.Path) -> Dataset | dict[str, Dataset]:
+    """Opens the dataset of a run; of a mixture (section `data.mix`) all, by name.
+
+    Raises:
+      ShardError: A dataset is missing or damaged.
+    """
+    folder = shards_directory(workdir)
+    if "mix" not in config.data:
+        return open_dataset(folder)
+    return {name: open_dataset(part.get("directory") or folder / name) for name, part in config.data.mix.items()}
+
+
+def pack_plan(config: ConfigDict, data: Dataset | Mapping[str, Dataset], split: str = "train") -> PackPlan | Mixture:
+    """The pack plan of the section `pack`; of several datasets a mixture in the shares `pack.shares`."""
     spec = freeze(TokenSpec, config.tokens, "tokens")
-    return PackPlan(
-        dataset.clips(split),
-        spec,
-        window_chunks=config.pack.window_chunks,
-        row=None,
-        rows_windows=config.pack.windows_per_row,
-        seed=config.seed,
-    )
+    sizes = {
+        "window_chunks": config.pack.window_chunks,
+        "rows_windows": config.pack.windows_per_row,
+        "seed": config.seed,
+    }
+    blocks = config.pack.get("row_blocks")
+    if isinstance(data, Mapping):
+        clips = {name: dataset.clips(split) for name, dataset in data.items()}
+        return mix(clips, spec, _shares(config), row_blocks=blocks, **sizes)
+    clips = data.clips(split)
+    row = None if blocks is None else split_blocks(clips, spec, config.pack.window_chunks, blocks)
+    return PackPlan(clips, spec, row=row, **sizes)
+
+
+def _shares(config: ConfigDict) -> list[Shares]:
+    """The shares of `pack.shares`: sections of `from_row` and `weights` by dataset."""
+    if "shares" not in config.pack:
+        names = ", ".join(config.data.mix)
+        raise ConfigError(
+            f"pack.shares is missing; give ({{'from_row': 0, 'weights': {{...}}}},) with weights of {names}"
+        )
+    found = []
+    for number, section in enumerate(config.pack.shares):
+        given = freeze(_ShareSection, section, f"pack.shares[{number}]")
+        found.append(Shares(given.from_row, tuple(given.weights.items())))
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class _ShareSection:
+    from_row: int
+    weights: Mapping[str, float]
 
 
 def max_keys(config: OmniConfig, plan: PackPlan | Mixture, window_chunks: int, ramped: bool) -> int:
