@@ -4,6 +4,7 @@ import fractions
 import importlib.util
 import os
 import pathlib
+import pickle
 import struct
 
 import av
@@ -95,6 +96,8 @@ def test_a_name_that_is_no_unicode(tmp_path):
     path = os.fsencode(tmp_path) + b"/a\xff\n.mp4"
     good(tmp_path / "a.mp4")
     os.rename(tmp_path / "a.mp4", path)
+    items = VideoFolder(str(tmp_path)).items()
+    assert pickle.loads(pickle.dumps(items)) == items
     records, problems = record(tmp_path)
     assert len(records) == 1 and not problems
 
@@ -249,7 +252,7 @@ def test_one_of_several_sounds_is_taken(tmp_path):
     assert any(np.array_equal(audio, files.tone(1, frequency=frequency)) for frequency in (440, 880))
 
 
-def test_sound_whose_timestamps_stand_still(tmp_path):
+def test_sound_whose_timestamps_make_no_sense(tmp_path):
     audio = files.tone(2)
     path = files.write(tmp_path / "whole.mkv", files.moving(50), audio=audio, audio_codec="pcm_s16le")
     with av.open(str(path)) as given, av.open(str(tmp_path / "a.nut"), "w") as made:
@@ -258,7 +261,7 @@ def test_sound_whose_timestamps_stand_still(tmp_path):
         for packet in given.demux():
             if packet.size:
                 if packet.stream.type == "audio":
-                    # Each ends where the next one should begin, but for a tick.
+                    # A tick after the one before, which lasts much longer.
                     packet.pts = packet.dts = start
                     start += 1
                 packet.stream = streams[packet.stream.index]
