@@ -63,7 +63,10 @@ def read_beside(file: Path) -> tuple[tuple[float, str], ...] | None:
     timed, plain = file.with_suffix(".jsonl"), file.with_suffix(".txt")
     if timed.is_file() and timed.name not in TABLES:
         return _sorted([(_time(row, where), _string(row, "text", where)) for where, row in _json_rows(timed)])
-    return ((0.0, _read(plain).strip()),) if plain.is_file() else None
+    if not plain.is_file():
+        return None
+    text = _read(plain).strip()
+    return ((0.0, text),) if text else ()
 
 
 def events(texts: tuple[tuple[float, str], ...], start: float, frames: int, frame_rate: float) -> tuple[TextEvent, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fractions
+import importlib.util
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,7 +25,8 @@ class VideoFolder:
     """The video files below a folder, at their own sizes, frame rates and sample rates.
 
     Every file is an item, whatever its name, but for hidden ones and those that hold captions (see `captions`).
-    A file gives one record for each of its pieces, and a rejection for what of it is lost. Pieces are shots, cut at
+    A file gives one record for each of its pieces, and a rejection for what of it is lost; it is read up to its first
+    damage. Pieces are shots, cut at
     most `max_seconds` long. Pictures are copied as they are coded where groups of pictures are short and decode
     alone, else encoded anew; nothing is cropped or resized.
 
@@ -96,9 +98,13 @@ class VideoFolder:
         return items
 
     def record(self, items: Sequence[Item]) -> Iterator[tuple[Item, Clip | Record | Rejected]]:
-        """See `Source`; a file that cannot be read ends as a rejection, never as an error."""
-        if self.cuts:
-            import scenedetect  # noqa: F401 (missing, it must not look like a bad file)
+        """See `Source`; a file that cannot be read ends as a rejection, never as an error.
+
+        Raises:
+            ImportError: PySceneDetect is not installed and `cuts` is set.
+        """
+        if self.cuts and importlib.util.find_spec("scenedetect") is None:
+            raise ImportError("finding cuts needs PySceneDetect: pip install scenedetect, or set cuts to False")
         for item in items:
             results = self._record_file(item)
             while True:

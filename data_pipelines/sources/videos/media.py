@@ -47,8 +47,8 @@ def open_media(path: str | os.PathLike[str], max_pixels: int) -> Iterator[InputC
         max_pixels: frames of more are not decoded.
 
     Raises:
-        MediaError: it is no file, empty, or of a format that leads to other files.
-        OSError, FFmpegError: it cannot be read.
+        MediaError: it is no file, empty, of no known format, or of one that leads to other files.
+        OSError: it cannot be read.
     """
     # A pipe or a device would block for ever.
     if not stat.S_ISREG(os.stat(path).st_mode):
@@ -56,15 +56,18 @@ def open_media(path: str | os.PathLike[str], max_pixels: int) -> Iterator[InputC
     if os.path.getsize(path) == 0:
         raise MediaError("the file is empty")
     with open(path, "rb") as file:
-        container = av.open(
-            _Nameless(file),
-            "r",
-            buffer_size=_BUFFER_BYTES,
-            io_open=_refuse,
-            metadata_errors="replace",
-            options={"max_pixels": str(max_pixels), "threads": "1"},
-            container_options={"protocol_whitelist": "none"},
-        )
+        try:
+            container = av.open(
+                _Nameless(file),
+                "r",
+                buffer_size=_BUFFER_BYTES,
+                io_open=_refuse,
+                metadata_errors="replace",
+                options={"max_pixels": str(max_pixels), "threads": "1"},
+                container_options={"protocol_whitelist": "none"},
+            )
+        except av.error.FFmpegError as error:
+            raise MediaError(f"no known format of media, or damaged where it begins ({reason(error)})") from error
         with container:
             if not _REFUSED_FORMATS.isdisjoint(container.format.name.split(",")):
                 raise MediaError(f"{container.format.name} is no video format")

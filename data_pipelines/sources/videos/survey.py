@@ -6,6 +6,7 @@ import array
 import dataclasses
 import fractions
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import av
@@ -13,21 +14,11 @@ import numpy as np
 from av.container import InputContainer
 
 from data_pipelines.sources.videos import media, timing
+from data_pipelines.sources.videos.completeness import missing
 from data_pipelines.sources.videos.frames import FrameReader, Packets
 from data_pipelines.sources.videos.media import MediaError
 from data_pipelines.sources.videos.shots import CutFinder
 from data_pipelines.sources.videos.turning import Orientation, orientation
-
-# A header may count a few frames that the file does not store.
-_UNCOUNTED = 2, 0.02
-_ROUNDED_SECONDS = 0.01
-_MATROSKA = "matroska"
-# These say in their header when they end; the last packet may say so less well.
-_TIMED_HEADERS = frozenset(("asf", "avi", "flv", "matroska", "mxf", "nut", "rm"))
-_LONG_PACKET_SECONDS = 0.5
-_TRANSPORT_PACKET_BYTES = 188, 192, 204
-_MOST_PICTURE_BYTES = 2**28
-_START_OF_JPEG, _END_OF_JPEG, _END_OF_GIF = b"\xff\xd8\xff", b"\xff\xd9", b"\x3b"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,54 +116,69 @@ def _survey(
     with media.open_media(path, max_pixels) as container:
         stream = media.best_video(container, max_pixels)
         reader = FrameReader(container, stream, max_pixels, by_decoding=by_decoding)
-        still = media.is_still(container)
         base = media.time_base(stream)
-        ticks, sums = array.array("q"), array.array("L")
-        runs: list[Run] = []
-        cuts: list[int] = []
-        finder: CutFinder | None = None
-        duration = 0
-        for number, (tick, frame) in enumerate(reader.frames()):
-            turned = orientation(frame)
-            if not runs or (runs[-1].height, runs[-1].width, runs[-1].turned) != (frame.height, frame.width, turned):
-                media.check_size(frame.width, frame.height, max_pixels)
-                runs.append(Run(number, frame.height, frame.width, turned))
-                cuts += finder.cuts if finder else []
-                finder = None if cut_threshold is None else CutFinder(cut_threshold, flash)
-            if finder is not None:
-                finder.add(number, tick * base, frame)
-            ticks.append(tick)
-            duration = frame.duration or 0
+        still = media.is_still(container)
+        log = _Log(lambda: None if cut_threshold is None else CutFinder(cut_threshold, flash))
+        for tick, frame in reader.frames():
+            media.check_size(frame.width, frame.height, max_pixels)
+            log.add(tick, base, frame)
             if checksums:
-                sums.append(checksum(frame))
+                log.sums.append(checksum(frame))
             if still:
                 break
-        cuts += finder.cuts if finder else []
-        times = np.array(ticks, np.int64)
-        rate = timing.frame_rate(times, base, media.declared_rates(stream))
-        end = ticks[-1] + _last_duration(times, duration, base, rate)
-        usual = float(np.median(np.diff(times))) if len(times) > 1 else 0.0
-        damage = reader.damage or _missing(container, stream, reader, (end, usual), path)
+        ticks = np.array(log.ticks, np.int64)
+        rate = timing.frame_rate(ticks, base, media.declared_rates(stream))
+        end = log.ticks[-1] + _last_duration(ticks, log.duration, base, rate)
+        usual = float(np.median(np.diff(ticks))) if len(ticks) > 1 else 0.0
+        damage = reader.damage or missing(container, stream, reader, (end, usual), path)
         if still and damage:
             raise MediaError(f"the picture is damaged: {damage}")
         found = Survey(
-            ticks=times,
+            ticks=ticks,
             end=end,
             base=base,
             frame_rate=rate,
             pixel_aspect=media.pixel_aspect(stream),
-            runs=tuple(runs),
-            cuts=tuple(cuts),
-            sums=np.array(sums, np.uint32),
+            runs=tuple(log.runs),
+            cuts=log.cuts(),
+            sums=np.array(log.sums, np.uint32),
             packets=reader.packets,
             codec=stream.codec_context.name,
             still=still,
             damage=damage,
             dropped=reader.dropped,
             by_decoding=by_decoding,
-            origin=base * _first_tick(container, reader, ticks[0]),
+            origin=base * _first_tick(container, reader, log.ticks[0]),
         )
         return found, reader.dropped_by_decoding
+
+
+class _Log:
+    """What is noted of frame after frame."""
+
+    def __init__(self, new_finder: Callable[[], CutFinder | None]) -> None:
+        self.ticks, self.sums = array.array("q"), array.array("L")
+        self.runs: list[Run] = []
+        self.duration = 0  # of the last frame, as the file says
+        self._new_finder = new_finder
+        self._finder: CutFinder | None = None
+        self._cuts: list[int] = []  # of earlier runs
+
+    def add(self, tick: int, base: fractions.Fraction, frame: av.VideoFrame) -> None:
+        """Notes a frame; one of another size begins a run."""
+        number = len(self.ticks)
+        run = Run(number, frame.height, frame.width, orientation(frame))
+        if not self.runs or dataclasses.replace(run, start=self.runs[-1].start) != self.runs[-1]:
+            self.runs.append(run)
+            self._cuts, self._finder = list(self.cuts()), self._new_finder()
+        if self._finder is not None:
+            self._finder.add(number, tick * base, frame)
+        self.ticks.append(tick)
+        self.duration = frame.duration or 0
+
+    def cuts(self) -> tuple[int, ...]:
+        """Numbers of the frames that begin a new shot."""
+        return (*self._cuts, *(self._finder.cuts if self._finder is not None else ()))
 
 
 def _first_tick(container: InputContainer, reader: FrameReader, first: int) -> int:
@@ -205,55 +211,3 @@ def _last_duration(ticks: np.ndarray, duration: int, base: fractions.Fraction, r
     steps = np.diff(ticks)
     usual = int(np.median(steps))
     return duration if 0 < duration <= max(int(steps.max()), 2 * usual) else max(1, usual)
-
-
-def _missing(
-    container: InputContainer, stream: av.VideoStream, reader: FrameReader, last: tuple[int, float], path: Path
-) -> str:
-    """Returns what a file lacks that its header or format promises, or "".
-
-    Args:
-        container: the file, read to its end.
-        stream: the one that was read.
-        reader: that read it.
-        last: tick at which its last frame ends, and how many ticks a frame lasts as a rule.
-        path: the file.
-    """
-    if container.format.name in ("jpeg_pipe", "gif") and _is_cut_short(path, container.format.name):
-        return "the file is cut short"
-    if media.is_still(container):
-        return ""
-    names = container.format.name.split(",")
-    promised = len(stream.index_entries) if "mov" in names else stream.frames
-    found = len(reader.packets) + reader.empty_packets
-    if promised - found > max(_UNCOUNTED[0] * ("mov" not in names), _UNCOUNTED[1] * promised * ("mov" not in names)):
-        return f"the file ends early, {found} of {promised} frames are there"
-    seconds = _promised_seconds(stream) if _MATROSKA in names else None
-    there, usual = (ticks * float(media.time_base(stream)) for ticks in last)
-    if seconds is not None and seconds - there > usual + _ROUNDED_SECONDS:
-        return f"the file ends early, at {there:.2f} of {seconds:.2f} s"
-    promised_end = (container.duration or 0) / av.time_base
-    if not _TIMED_HEADERS.isdisjoint(names) and promised_end - reader.end > _LONG_PACKET_SECONDS:
-        return f"the file ends early, at {float(reader.end):.2f} of {promised_end:.2f} s"
-    if "mpegts" in names and all(path.stat().st_size % size for size in _TRANSPORT_PACKET_BYTES):
-        return "the last packet is cut short"
-    return ""
-
-
-def _is_cut_short(path: Path, format_name: str) -> bool:
-    """Whether the end of a picture is missing, which its decoder fills up without a word."""
-    with path.open("rb") as file:
-        data = file.read(_MOST_PICTURE_BYTES)
-    if format_name == "gif":
-        return not data.rstrip(b"\0\r\n").endswith(_END_OF_GIF)
-    # A thumbnail in the header has a start and an end of its own; after the end there may be anything.
-    return data.count(_END_OF_JPEG) < data.count(_START_OF_JPEG)
-
-
-def _promised_seconds(stream: av.VideoStream) -> float | None:
-    """The end of a track by its Matroska tag, such as 00:00:02.000000000."""
-    try:
-        hours, minutes, seconds = stream.metadata["DURATION"].split(":")
-        return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
-    except (KeyError, ValueError):
-        return None

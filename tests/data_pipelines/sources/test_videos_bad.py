@@ -4,6 +4,7 @@ import fractions
 import importlib.util
 import os
 import pathlib
+import pickle
 import struct
 
 import av
@@ -95,6 +96,8 @@ def test_a_name_that_is_no_unicode(tmp_path):
     path = os.fsencode(tmp_path) + b"/a\xff\n.mp4"
     good(tmp_path / "a.mp4")
     os.rename(tmp_path / "a.mp4", path)
+    items = VideoFolder(str(tmp_path)).items()
+    assert pickle.loads(pickle.dumps(items)) == items
     records, problems = record(tmp_path)
     assert len(records) == 1 and not problems
 
@@ -227,6 +230,45 @@ def test_sound_alone(tmp_path):
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     assert record(tmp_path) == ([], ["no video"])
+
+
+def test_one_of_several_sounds_is_taken(tmp_path):
+    with av.open(str(tmp_path / "a.mkv"), "w") as container:
+        video = container.add_stream("libx264", rate=25)
+        video.height, video.width, video.pix_fmt = 48, 64, "yuv420p"
+        sounds = [container.add_stream("pcm_s16le", rate=48000, layout="stereo") for _ in range(2)]
+        for number, image in enumerate(files.moving(25)):
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            frame.pts = number
+            container.mux(video.encode(frame))
+        container.mux(video.encode())
+        for frequency, sound in zip((440, 880), sounds, strict=True):
+            for part in files._sound_frames(files.tone(1, frequency=frequency), 48000, "stereo", sound, 0):
+                container.mux(sound.encode(part))
+            container.mux(sound.encode())
+    (found,), problems = record(tmp_path)
+    assert not problems
+    audio = decode(found.to_bytes()).audio
+    assert any(np.array_equal(audio, files.tone(1, frequency=frequency)) for frequency in (440, 880))
+
+
+def test_sound_whose_timestamps_make_no_sense(tmp_path):
+    audio = files.tone(2)
+    path = files.write(tmp_path / "whole.mkv", files.moving(50), audio=audio, audio_codec="pcm_s16le")
+    with av.open(str(path)) as given, av.open(str(tmp_path / "a.nut"), "w") as made:
+        streams = {stream.index: made.add_stream_from_template(stream, opaque=True) for stream in given.streams}
+        start = 0
+        for packet in given.demux():
+            if packet.size:
+                if packet.stream.type == "audio":
+                    # A tick after the one before, which lasts much longer.
+                    packet.pts = packet.dts = start
+                    start += 1
+                packet.stream = streams[packet.stream.index]
+                made.mux(packet)
+    path.unlink()
+    records, _ = record(tmp_path)
+    assert [found.frames for found in records] == [50]
 
 
 def test_a_cover_is_no_video(tmp_path):
