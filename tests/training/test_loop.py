@@ -114,8 +114,8 @@ def test_errors_before_the_first_step(tiny, workdir):
         loop.run(config_of(tiny, pack__batch_rows=6), "train", workdir)
     with pytest.raises(CheckpointError, match="holds no finished checkpoint"):
         loop.run(config_of(tiny), "distill", workdir)
-    with pytest.raises(ValueError, match="tokens.action_dim=3"):
-        loop.run(config_of(tiny, tokens__action_dim=3), "train", workdir)
+    with pytest.raises(ValueError, match=r"2 actions \(axis0, axis1\) but tokens.action_dim=1; raise it to 2"):
+        loop.run(config_of(tiny, tokens__action_dim=1), "train", workdir)
     shutil.rmtree(workdir / "shards")
     with pytest.raises(ValueError, match="shards"):
         loop.run(config_of(tiny), "train", workdir)
