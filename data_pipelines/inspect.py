@@ -13,7 +13,10 @@ import rich.console
 import rich.table
 
 from data_pipelines import files as files_lib
+from data_pipelines.cuts import split_blocks
 from data_pipelines.index import ClipInfo
+from data_pipelines.plan import PackPlan
+from data_pipelines.row_layout import TokenSpec
 from data_pipelines.shards import Dataset, open_dataset
 from pixr1_jax.core import progress
 
@@ -73,6 +76,22 @@ def inspect(directory: str | os.PathLike[str], *, verify: bool) -> tuple[Dataset
             dataset.verify(on_clip=lambda info: tracker.advance(split=info.split))
         console.print(f"verified: all {total} records are good")
     return dataset, summary
+
+
+def packing(dataset: Dataset, spec: TokenSpec, *, window_chunks: int, row_tokens: int) -> dict[str, float]:
+    """How full rows of about `row_tokens` tokens would be with the clips of the split `train`.
+
+    Returns:
+        `row_tokens`, `rows` in an epoch, and the fractions `tokens` and `blocks`, see `data_pipelines.plan.Efficiency`.
+
+    Raises:
+        PlanError: no row of that length holds the clips.
+    """
+    infos = dataset.clips("train")
+    blocks = split_blocks(infos, spec, window_chunks, row_tokens // spec.block)
+    plan = PackPlan(infos, spec, window_chunks=window_chunks, row=blocks, seed=0)
+    fill = plan.efficiency()
+    return {"row_tokens": row_tokens, "rows": plan.rows_per_epoch, "tokens": fill.tokens, "blocks": fill.blocks}
 
 
 def rows(summary: dict[str, Any]) -> list[tuple[str, list[str]]]:

@@ -5,9 +5,9 @@ pixr1 data build --config=FILE [--workdir=DIR | --out=DIR] [--runner=RUNNER [--b
     --workdir where training looks for it. A dataset that is there and was built from the same section is kept, a build
     that was stopped goes on. --runner has Apache Beam build it, such as DirectRunner or DataflowRunner.
 
-pixr1 data inspect DIR [--verify] [--json=FILE] [--html=FILE] [--png=FILE]
+pixr1 data inspect DIR [--verify] [--json=FILE] [--html=FILE] [--png=FILE] [--row_tokens=N --config=FILE]
     Prints what the dataset DIR holds; checks every record; writes the figures, a page with pictures and rejections,
-    or the pictures alone.
+    or the pictures alone. --row_tokens says how full rows of that length would be with the configuration's tokens.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from data_pipelines import inspect as inspect_lib
 from data_pipelines import page as page_lib
 from data_pipelines import shards as shards_lib
 from data_pipelines import sheet as sheet_lib
+from data_pipelines.row_layout import TokenSpec
 from pixr1_jax.core import cli_errors
 from pixr1_jax.core import config as config_lib
 
@@ -109,6 +110,14 @@ def _flat(value: Any, path: str) -> dict[str, Any]:
 def inspect_data(directory: str) -> None:
     """Prints what a dataset holds and writes the reports that the flags ask for."""
     dataset, summary = inspect_lib.inspect(directory, verify=flags.FLAGS.verify)
+    if flags.FLAGS.row_tokens:
+        config = config_lib.flag_config()
+        spec = config_lib.freeze(TokenSpec, config.tokens, "config.tokens")
+        window = config.pack.window_chunks
+        fill = inspect_lib.packing(dataset, spec, window_chunks=window, row_tokens=flags.FLAGS.row_tokens)
+        filled = f"{fill['tokens']:.1%} of tokens, {fill['blocks']:.1%} of blocks"
+        print(f"packing at {fill['row_tokens']} tokens a row: {filled}")
+        summary["packing"] = fill
     if flags.FLAGS.json:
         inspect_lib.write_json(summary, pathlib.Path(flags.FLAGS.json))
     if flags.FLAGS.html:
@@ -137,6 +146,7 @@ def define_flags() -> None:
     flags.DEFINE_string("runner", None, "build: the runner of Apache Beam, such as DirectRunner or DataflowRunner.")
     flags.DEFINE_string("beam", "", "build: further options of Apache Beam, separated by spaces.")
     flags.DEFINE_bool("verify", False, "inspect: check the sums of all files and decode every record.")
+    flags.DEFINE_integer("row_tokens", None, "inspect: tokens in a row whose filling is wanted; needs --config.")
     flags.DEFINE_string("json", None, "inspect: where to write the figures.")
     flags.DEFINE_string("html", None, "inspect: where to write a page with totals, pictures and rejections.")
     flags.DEFINE_string("png", None, "inspect: where to write a contact sheet of some clips.")

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
+import os
+import pathlib
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
+import rich.console
+import rich.table
+from ml_collections import ConfigDict
 
-from data_pipelines import patches
+from data_pipelines import files, patches
 from data_pipelines.index import ClipInfo
+from data_pipelines.loader import make_iterator
 from data_pipelines.row_layout import TokenSpec
 from data_pipelines.shards import Dataset
+from pixr1_jax.benchmarks import results
+from pixr1_jax.training import setup
+from pixr1_jax.training.metrics import FILE_NAME, read_metrics
 
-
-class Rows(Protocol):
-    """Rows by their numbers; safe to share between threads."""
-
-    def __getitem__(self, index: int) -> Mapping[str, np.ndarray]:
-        """Row `index`."""
-        ...
+FILE = "data.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,3 +109,73 @@ def verdict(fed: Mapping[str, float], needed: float) -> str:
     if times < 1:
         line += f"; it takes {math.ceil(needed / fed['tokens_per_second_per_core'])} such cores"
     return line
+
+
+def run(
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    command: str,
+    *,
+    out: str | os.PathLike[str] | None,
+    needs: float | None,
+    quick: bool,
+) -> dict[str, Any]:
+    """Measures the datasets of a run, prints a table and a verdict, and writes data.json into `out` if given.
+
+    Args:
+        config: the run's configuration.
+        workdir: its folder, with the datasets.
+        command: what was called, for the file.
+        out: folder of the file.
+        needs: tokens a second that a trainer takes; None takes what the run itself has reached, if it was trained.
+        quick: fewer and shorter measurements.
+    """
+    data = setup.open_data(config, workdir)
+    plan = setup.pack_plan(config, data)
+    datasets = data if isinstance(data, dict) else {"": data}
+    windows, seconds = (4, 2.0) if quick else (24, 20.0)
+    found = list(decoding(datasets, plan.spec, window_chunks=config.pack.window_chunks, windows=windows))
+    pack = config.pack
+    batches = make_iterator(
+        data, plan, batch_size=pack.batch_rows, threads=pack.threads, prefetch=pack.prefetch, max_bad=pack.max_bad
+    )
+    row_tokens = plan.row_spec.blocks * plan.spec.block
+    fed = feeding(batches, batch_rows=pack.batch_rows, row_tokens=row_tokens, seconds=seconds)
+    needed = needs or _reached(workdir)
+    report = results.provenance(command) | {
+        "decoding": [dataclasses.asdict(one) for one in found],
+        "feeding": fed,
+        "needed_tokens_per_second": needed,
+        "verdict": verdict(fed, needed) if needed else None,
+    }
+    _show(report)
+    if out is not None:
+        folder = pathlib.Path(out)
+        folder.mkdir(parents=True, exist_ok=True)
+        files.write_bytes(folder / FILE, (json.dumps(report, indent=1) + "\n").encode())
+    return report
+
+
+def _reached(workdir: pathlib.Path) -> float | None:
+    """Tokens a second of the run's training: its best, since waiting for data may have slowed it."""
+    folder = workdir / "train"
+    if not (folder / FILE_NAME).exists():
+        return None
+    rates = [line["perf/tokens_per_second"] for line in read_metrics(folder) if "perf/tokens_per_second" in line]
+    return max(rates, default=None)
+
+
+def _show(report: Mapping[str, Any]) -> None:
+    console = rich.console.Console(markup=False, highlight=False)
+    table = rich.table.Table("size", "video", "clips/s", "frames/s", "video tokens/s", highlight=False)
+    for one in report["decoding"]:
+        rates = (one["clips_per_second"], one["frames_per_second"], one["tokens_per_second"])
+        table.add_row(one["size"], one["codec"], *(f"{rate:,.1f}" for rate in rates))
+    console.print("Windows read and decoded, per core:")
+    console.print(table)
+    fed = report["feeding"]
+    console.print(
+        f"rows: {fed['rows_per_second']:,.2f}/s, {fed['tokens_per_second']:,.0f} tokens/s by {fed['cores']:.1f} cores, "
+        f"{fed['tokens_per_second_per_core']:,.0f} per core"
+    )
+    console.print(report["verdict"] or "no need is known; give --needs, or a --workdir that was trained")
