@@ -7,6 +7,8 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
+import ml_collections
+
 from data_pipelines.source import Item, Source
 from data_pipelines.sources import generated
 from pixr1_jax.core import config as config_lib
@@ -105,7 +107,7 @@ def shards_of(data: DataConfig, items: Sequence[Item]) -> dict[str, int]:
     return {split: min(count, -(-data.shards * count // most)) for split, count in sizes.items()}
 
 
-def describe(data: DataConfig, section: Mapping[str, Any], items: Sequence[Item]) -> dict[str, Any]:
+def describe(data: DataConfig, section: ml_collections.ConfigDict, items: Sequence[Item]) -> dict[str, Any]:
     """Returns what the clips of a dataset follow from, as JSON: equal descriptions mean equal clips."""
     others = {field.name for field in dataclasses.fields(data)} & set(_SOURCES) - {data.source}
     # How a build is run does not change what it builds.

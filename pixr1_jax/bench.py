@@ -27,9 +27,7 @@ def define_flags() -> None:
     flags.DEFINE_string("out", None, "folder for the JSON file and the plot")
     flags.DEFINE_float("needs", None, "data: tokens a second that a trainer takes")
     flags.DEFINE_string("aot", None, "TPU generations to compile for without a device, such as v5e,v5p,v6e")
-    flags.DEFINE_bool(
-        "quick", False, "fewer and shorter measurements"
-    )
+    flags.DEFINE_bool("quick", False, "fewer and shorter measurements")
 
 
 def main(argv: Sequence[str]) -> None:

@@ -25,7 +25,9 @@ from pixr1_jax.training import setup
 from pixr1_jax.training.optimizer import make_optimizer
 
 ROOT = pathlib.Path(data_verb.__file__).resolve().parents[1]
-FILES = sorted((ROOT / "configs").glob("*.py"))
+MIXED = ROOT / "configs" / "mixed_tiny.py"
+# Those that the quickstart takes from data to scores.
+FILES = sorted(set((ROOT / "configs").glob("*.py")) - {MIXED})
 VARIANTS = [(path, variant) for path in FILES for variant in ("", "smoke")]
 VARIANTS += [(path, "sparse") for path in FILES if path.stem == "quickstart"]
 EVERY = pytest.mark.parametrize(
@@ -190,6 +192,31 @@ def test_smoke_is_a_fraction_of_the_whole(path):
     for stage in ("train", "distill"):
         assert smoke[stage].steps <= 20 and 10 * smoke[stage].steps <= whole[stage].steps
     assert 10 * smoke.data.train_clips <= whole.data.train_clips
+
+
+@pytest.mark.parametrize("variant", ["", "smoke"])
+def test_mixed_rows_hold_every_dataset_in_its_share(variant):
+    config = load(MIXED).get_config(variant)
+    config.path = "somewhere"
+    film, doom = fractions.Fraction(30000, 1001), fractions.Fraction(35, 4)
+    clips = {
+        "playground": [info(n, "train", 48, 80, 120, 12, 6000, playground.ACTION_NAMES, "day", n) for n in range(8)],
+        "doom": [info(n, "train", 48, 120, 160, doom, 11025, vizdoom.ACTION_NAMES, "", n) for n in range(4)],
+        "videos": [info(n, "train", 200, 720 - 240 * n, 1280 - 560 * n, film, 44100, (), "", n) for n in range(2)],
+    }
+    datasets = {name: types.SimpleNamespace(clips=lambda _, own=own: own) for name, own in clips.items()}
+    plan = setup.pack_plan(config, datasets)  # pyright: ignore[reportArgumentType]
+    assert set(plan.actions) == {*playground.ACTION_NAMES, *vizdoom.ACTION_NAMES}
+    assert len(plan.actions) == config.tokens.action_dim
+    found = [plan.row(number)[0].dataset for number in range(1024)]
+    assert {name: found.count(name) for name in clips} == {"playground": 512, "doom": 256, "videos": 256}
+    assert plan.row_spec.blocks == config.pack.row_blocks
+    for stage in ("train", "distill"):
+        assert setup.objective(config, stage, plan).max_keys <= plan.row_spec.blocks
+    with config.unlocked():
+        del config.pack.shares
+    with pytest.raises(config_lib.ConfigError, match="pack.shares is missing; .*doom, playground, videos"):
+        setup.pack_plan(config, {})
 
 
 def test_doom_tiny_packs_two_aspect_ratios_into_the_same_rows(index):

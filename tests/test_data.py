@@ -118,6 +118,27 @@ def test_mistakes_name_the_field(tmp_path, changes, message):
     assert message in str(raised.value) and "\n" not in str(raised.value)
 
 
+def test_each_dataset_of_a_mixture_goes_to_a_folder_of_its_name(tmp_path, built):
+    one = make_config(train_clips=1, shards=1).data
+    mixed = ConfigDict({"data": {"mix": {"first": one, "second": one.copy_and_resolve_references(), "there": {}}}})
+    with mixed.unlocked():
+        mixed.data.mix.second.seed = 3
+        mixed.data.mix.there.directory = str(built)
+    workdir = tmp_path / "run"
+    data_verb.build_data(mixed, setup.shards_directory(workdir))
+    found = setup.open_data(mixed, workdir)
+    assert isinstance(found, dict)
+    assert {name: len(dataset.clips("train")) for name, dataset in found.items()} == {
+        "first": 1,
+        "second": 1,
+        "there": 3,
+    }
+    with mixed.unlocked():
+        mixed.data.mix.there.shards = 1
+    with pytest.raises(ConfigError, match="config.data.mix.there has directory and more"):
+        data_verb.build_data(mixed, setup.shards_directory(workdir))
+
+
 def test_a_missing_section_is_named(tmp_path):
     with pytest.raises(ConfigError, match="config.data is missing"):
         data_verb.build_data(ConfigDict(), tmp_path)

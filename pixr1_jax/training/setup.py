@@ -116,6 +116,7 @@ def max_keys(config: OmniConfig, plan: PackPlan | Mixture, window_chunks: int, r
     chunk = head + 1 + max(spec.blocks_for(rows * columns) for rows, columns in grids)
     whole = min(window_chunks - 1, policy.window + policy.sinks)
     seen = chunk * (1 + whole) + (window_chunks - 1 - whole) + text
+    seen = min(seen, plan.row_spec.blocks)  # windows that fill rows are shorter where pictures are large
     budget = config.attention.budget
     if budget is None or (ramped and budget.ramp_steps):
         return seen
