@@ -69,7 +69,7 @@ def _build(section: ml_collections.ConfigDict, path: str, directory: epath.Path,
     source = data_config.make_source(data, path)
     try:
         items = source.items()
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise config_lib.ConfigError(f"{path}.{data.source}: {error}") from error
     spec = data_config.describe(data, section, items)
     _check_same(directory, spec)

@@ -93,7 +93,8 @@ class VideoFolder:
             # A name may hold bytes that are no Unicode.
             shown = name.encode(errors="backslashreplace").decode()
             shares = (("train", 1 - self.test_share), ("test", self.test_share))
-            what = (name, Captions(texts, of_table.licence))
+            # The size is there to tell a file that was replaced: equal items must mean equal clips.
+            what = (name, _size(folder / name), Captions(texts, of_table.licence))
             items.append(Item(split_by_hash(shown, shares), shown, what))
         return items
 
@@ -104,7 +105,7 @@ class VideoFolder:
             ImportError: PySceneDetect is not installed and `cuts` is set.
         """
         if self.cuts and importlib.util.find_spec("scenedetect") is None:
-            raise ImportError("finding cuts needs PySceneDetect: pip install scenedetect, or set cuts to False")
+            raise ImportError("finding cuts needs PySceneDetect: pip install 'pixr1-jax[videos]', or set cuts to False")
         for item in items:
             results = self._record_file(item)
             while True:
@@ -119,7 +120,7 @@ class VideoFolder:
                 yield item, result
 
     def _record_file(self, item: Item) -> Iterator[Record | Rejected]:
-        name, described = item.what
+        name, _, described = item.what
         path = _checked(Path(self.path), name)
         found = survey(
             path,
@@ -187,3 +188,11 @@ def _losses(found: Survey, dropped: list[Piece], shortest: float) -> Iterator[st
     if dropped:
         frames = sum(piece.stop - piece.start for piece in dropped)
         yield f"pieces dropped because they are shorter than {shortest:g} s: {len(dropped)}, of {frames} frames in all"
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file; -1 for what is none."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
