@@ -4,14 +4,14 @@
     pixr1 quickstart --config=configs/quickstart.py:smoke --workdir=/tmp/smoke
 
 `smoke` is the same way in about two minutes, too short to learn anything. `sparse` reads half of what may be chosen in
-full (docs/benchmarks.md, Adaptive selection).
+full (docs/benchmarks.md, Adaptive selection). `live` plays the clips of training while they are read: none comes twice.
 """
 
 from ml_collections import ConfigDict
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """Returns the config; `variant` is "", "smoke" or "sparse"."""
+    """Returns the config; `variant` is "", "smoke", "sparse" or "live"."""
     config = ConfigDict()
     config.seed = 0
 
@@ -121,8 +121,10 @@ def get_config(variant: str = "") -> ConfigDict:
         config.model.attention.budget.early = ()
         config.model.attention.budget.group = 1
         config.model.attention.budget.ramp_steps = 400
+    elif variant == "live":
+        config.data.live = True
     elif variant:
-        raise ValueError(f"configs/quickstart.py has no variant {variant!r}; use 'smoke', 'sparse' or none")
+        raise ValueError(f"configs/quickstart.py has no variant {variant!r}; use 'smoke', 'sparse', 'live' or none")
     return config
 
 

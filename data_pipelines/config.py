@@ -9,8 +9,10 @@ from typing import Any, Literal
 
 import ml_collections
 
+from data_pipelines.live import LivePlayground
+from data_pipelines.shards import Dataset
 from data_pipelines.source import Item, Source
-from data_pipelines.sources import generated
+from data_pipelines.sources import generated, playground
 from pixr1_jax.core import config as config_lib
 
 SourceName = Literal["ale", "gymnasium", "playground", "tfds", "videos", "vizdoom"]
@@ -34,6 +36,8 @@ class DataConfig:
         test_clips: number of clips of the split `test`, whose seeds no training clip has.
         frames: length of each clip that is made from a seed, in frames.
         seed: which clips; other seeds give other clips.
+        live: of the playground: the clips of `train` are played while they are read, without end, and only the others
+            are stored; `train_clips` of them are planned together.
         ale: fields of `AleSource`, but for seeds and frames.
         gymnasium: fields of `GymnasiumSource`, but for seeds and frames.
         playground: the fields of `World`, and `policy`, "mixed" where it is left out.
@@ -51,6 +55,7 @@ class DataConfig:
     test_clips: int | None = None
     frames: int | None = None
     seed: int | None = None
+    live: bool = False
     ale: Mapping[str, Any] | None = None
     gymnasium: Mapping[str, Any] | None = None
     playground: Mapping[str, Any] | None = None
@@ -64,6 +69,8 @@ class DataConfig:
         generated.check_at_least(1, shards=self.shards)
         generated.check_at_least(0, processes=self.processes)
         made = {name: getattr(self, name) for name in ("train_clips", "test_clips", "frames", "seed")}
+        if self.live and self.source != "playground":
+            raise ValueError(f"live is True; source {self.source!r} cannot be played while it is read, leave live out")
         if self.source in _RECORDED:
             if given := [name for name, value in made.items() if value is not None]:
                 raise ValueError(
@@ -80,13 +87,11 @@ class DataConfig:
 
     @property
     def seeds(self) -> dict[str, range]:
-        """The seeds of each split's clips: even ones for `train`, odd ones for `test`."""
+        """The seeds of each split's clips that are stored: even ones for `train`, odd ones for `test`."""
         assert self.seed is not None and self.train_clips is not None and self.test_clips is not None
         first = 2 * _SEEDS_APART * self.seed
-        return {
-            "train": range(first, first + 2 * self.train_clips, 2),
-            "test": range(first + 1, first + 1 + 2 * self.test_clips, 2),
-        }
+        test = range(first + 1, first + 1 + 2 * self.test_clips, 2)
+        return {"test": test} if self.live else {"train": range(first, first + 2 * self.train_clips, 2), "test": test}
 
 
 def make_source(data: DataConfig, path: str) -> Source:
@@ -96,6 +101,14 @@ def make_source(data: DataConfig, path: str) -> Source:
         ConfigError: a field of the source's section is wrong.
     """
     return _SOURCES[data.source](data, getattr(data, data.source), f"{path}.{data.source}")
+
+
+def live_playground(data: DataConfig, path: str, stored: Dataset) -> LivePlayground:
+    """Returns the playground of a section with `live`; `stored` has its other splits."""
+    source = make_source(data, path)
+    assert isinstance(source, playground.PlaygroundSource)
+    assert data.train_clips is not None and data.seed is not None
+    return LivePlayground(stored, source.world, source.policy, data.train_clips, source.frames, data.seed)
 
 
 def shards_of(data: DataConfig, items: Sequence[Item]) -> dict[str, int]:
@@ -132,8 +145,6 @@ def _gymnasium(data: DataConfig, section: Mapping[str, Any], path: str) -> Sourc
 
 
 def _playground(data: DataConfig, section: Mapping[str, Any], path: str) -> Source:
-    from data_pipelines.sources import playground
-
     policy = {name: value for name, value in section.items() if name == "policy"}
     world = {name: value for name, value in section.items() if name != "policy"}
     return config_lib.freeze(

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines import files, patches
 from data_pipelines.index import ClipInfo
+from data_pipelines.live import LivePlayground
 from data_pipelines.loader import make_iterator
 from data_pipelines.row_layout import TokenSpec
 from data_pipelines.shards import Dataset
@@ -50,10 +51,15 @@ class Decoding:
 
 
 def decoding(
-    datasets: Mapping[str, Dataset], spec: TokenSpec, *, window_chunks: int, windows: int, seed: int = 0
+    datasets: Mapping[str, Dataset | LivePlayground],
+    spec: TokenSpec,
+    *,
+    window_chunks: int,
+    windows: int,
+    seed: int = 0,
 ) -> Iterator[Decoding]:
     """Times reads of `windows` windows of `window_chunks` chunks, by size and codec, one after another."""
-    kinds: dict[tuple[int, int, str], list[tuple[Dataset, ClipInfo]]] = {}
+    kinds: dict[tuple[int, int, str], list[tuple[Dataset | LivePlayground, ClipInfo]]] = {}
     for dataset in datasets.values():
         for info in dataset.clips("train"):
             kinds.setdefault((info.height, info.width, info.video_codec), []).append((dataset, info))

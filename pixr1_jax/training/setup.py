@@ -10,8 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from data_pipelines import config as data_config
 from data_pipelines import patches
 from data_pipelines.cuts import split_blocks
+from data_pipelines.live import LivePlan, LivePlayground
 from data_pipelines.loader import Readers, row_source
 from data_pipelines.mix import Mixture, Shares, mix
 from data_pipelines.plan import PackPlan
@@ -53,19 +55,24 @@ def model_config(config: ConfigDict) -> OmniConfig:
     return freeze(OmniConfig, ConfigDict(fields), "model", tokens=spec, memory=policy)
 
 
-def open_data(config: ConfigDict, workdir: pathlib.Path) -> Dataset | dict[str, Dataset]:
+def open_data(config: ConfigDict, workdir: pathlib.Path) -> Dataset | LivePlayground | dict[str, Dataset]:
     """Opens the dataset of a run; of a mixture (section `data.mix`) all, by name.
 
     Raises:
       ShardError: A dataset is missing or damaged.
     """
     folder = shards_directory(workdir)
+    if config.data.get("live"):
+        data = freeze(data_config.DataConfig, config.data, "config.data")
+        return data_config.live_playground(data, "config.data", open_dataset(folder))
     if "mix" not in config.data:
         return open_dataset(folder)
     return {name: open_dataset(part.get("directory") or folder / name) for name, part in config.data.mix.items()}
 
 
-def pack_plan(config: ConfigDict, data: Dataset | Mapping[str, Dataset], split: str = "train") -> PackPlan | Mixture:
+def pack_plan(
+    config: ConfigDict, data: Dataset | LivePlayground | Mapping[str, Dataset], split: str = "train"
+) -> PackPlan | Mixture | LivePlan:
     """The pack plan of the section `pack`; of several datasets a mixture in the shares `pack.shares`."""
     spec = freeze(TokenSpec, config.tokens, "tokens")
     sizes = {
@@ -74,6 +81,8 @@ def pack_plan(config: ConfigDict, data: Dataset | Mapping[str, Dataset], split: 
         "seed": config.seed,
     }
     blocks = config.pack.get("row_blocks")
+    if isinstance(data, LivePlayground) and split == "train":
+        return data.plan(spec, **sizes)
     if isinstance(data, Mapping):
         clips = {name: dataset.clips(split) for name, dataset in data.items()}
         return mix(clips, spec, _shares(config), row_blocks=blocks, **sizes)
@@ -102,7 +111,7 @@ class _ShareSection:
     weights: Mapping[str, float]
 
 
-def max_keys(config: OmniConfig, plan: PackPlan | Mixture, window_chunks: int, ramped: bool) -> int:
+def max_keys(config: OmniConfig, plan: PackPlan | Mixture | LivePlan, window_chunks: int, ramped: bool) -> int:
     """The most key blocks that any block of the plan's rows can read in full, during the budget's ramp if `ramped`."""
     spec, policy = config.tokens, config.memory
     if window_chunks > policy.horizon:
@@ -123,7 +132,7 @@ def max_keys(config: OmniConfig, plan: PackPlan | Mixture, window_chunks: int, r
     return min(seen, budget.always(policy, chunk=chunk, head=head, text=text) + budget.most)
 
 
-def initial_model(config: OmniConfig, readers: Readers, plan: PackPlan | Mixture, seed: int) -> Omni:
+def initial_model(config: OmniConfig, readers: Readers, plan: PackPlan | Mixture | LivePlan, seed: int) -> Omni:
     """A new model whose embeddings are the principal components of the plan's first rows."""
     model = jax.jit(lambda key: Omni(config, key))(purpose_key(seed, Purpose.INIT))
     source = row_source(readers, plan, config.tokens)
@@ -155,7 +164,7 @@ def initial_model(config: OmniConfig, readers: Readers, plan: PackPlan | Mixture
     return principal.initialise_forecast(model, join(patches_of), join(before), join(held), noise)
 
 
-def objective(config: ConfigDict, stage: str, plan: PackPlan | Mixture) -> Pretrain | FlowMap:
+def objective(config: ConfigDict, stage: str, plan: PackPlan | Mixture | LivePlan) -> Pretrain | FlowMap:
     """The objective of a stage, from its section `objective`."""
     sizes = model_config(config)
     fields: dict[str, Any] = dict(config[stage].objective)

@@ -8,11 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from data_pipelines.live import LivePlayground
 from data_pipelines.loader import row_source
 from data_pipelines.mix import Shares, mix
 from data_pipelines.shards import open_dataset
 from pixr1_jax.attention import select
 from pixr1_jax.attention.blocks import Blocks, visible
+from pixr1_jax.data import build_data
 from pixr1_jax.objectives.flow_map import FlowMap
 from pixr1_jax.objectives.pretrain import Pretrain
 from pixr1_jax.omni import tokens
@@ -182,3 +184,17 @@ def test_a_mixture_with_and_without_sound_begins_and_has_a_loss(tiny, dataset):
     assert batch["chunk_audio"].any() and (batch["chunk_valid"] & ~batch["chunk_audio"]).any()
     loss, metrics = jax.jit(lambda batch: objective.loss(model, None, batch, 0, jnp.int32(0)))(batch)
     assert np.isfinite(loss) and metrics["loss/video"] > 0
+
+
+def test_a_live_run_stores_its_test_clips_and_plays_those_of_training(tiny, tmp_path):
+    config = tiny.experiment(tokens__text_bytes=16, tokens__action_dim=3)
+    config.data.live = True
+    config.data.frames = 2 * config.pack.window_chunks * config.tokens.chunk_frames
+    build_data(config, setup.shards_directory(tmp_path))
+    live = setup.open_data(config, tmp_path)
+    assert isinstance(live, LivePlayground) and live.stored.splits == ("test",)
+    plan = setup.pack_plan(config, live)
+    seeds = {ref.info.seed for i in range(3 * plan.rows_per_epoch) for ref in plan.row(i)}
+    assert len(seeds) == 3 * config.data.train_clips and not {info.seed for info in live.clips("test")} & seeds
+    assert setup.objective(config, "train", plan).max_keys <= plan.row_spec.blocks
+    assert setup.pack_plan(config, live, "test").infos

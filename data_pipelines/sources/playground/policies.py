@@ -15,6 +15,7 @@ from data_pipelines.sources.playground.world import World
 Policy = Callable[[World, np.random.Generator, int], tuple[np.ndarray, tuple[TextEvent, ...]]]
 
 LEFT, RIGHT, JUMP = range(3)
+_TEXT_SECONDS = (2.5, 6.0)  # shortest and longest time that a text is in force
 PAUSE = 0.25  # seconds; longer than it takes to stop, so the way back is as long as the way there
 
 
@@ -75,14 +76,19 @@ def mixed(world: World, rng: np.random.Generator, frames: int) -> tuple[np.ndarr
     return choices[rng.choice(len(choices), p=[0.5, 0.2, 0.22, 0.08])](world, rng, frames)
 
 
+def least_between_texts(world: World) -> int:
+    """Least number of frames from one text to the next."""
+    return _frames(world, _TEXT_SECONDS[0])
+
+
 def texts(world: World, rng: np.random.Generator, frames: int) -> tuple[TextEvent, ...]:
     """A random text at frame 0 and another one every 2.5 to 6 s."""
     events = [TextEvent(0, str(rng.choice(EVENTS)))]
-    frame = _frames(world, rng.uniform(2.5, 6.0))
+    frame = _frames(world, rng.uniform(*_TEXT_SECONDS))
     while frame < frames:
         others = [text for text in EVENTS if text != events[-1].text]
         events.append(TextEvent(frame, str(rng.choice(others))))
-        frame += _frames(world, rng.uniform(2.5, 6.0))
+        frame += _frames(world, rng.uniform(*_TEXT_SECONDS))
     return tuple(events)
 
 
