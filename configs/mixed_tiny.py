@@ -5,7 +5,8 @@
     pixr1 train --config=configs/mixed_tiny.py --config.path=DIR --workdir=runs/mixed
 
 and `distill`, `export` alike. Sizes, rates, action schemas and sound differ; rows have one shape, and half of them are
-of the playground. `configs/mixed_tiny.py:smoke` is the same way in about three minutes.
+of the playground. `configs/mixed_tiny.py:smoke` is the same way in about three minutes, `:videos` trains on the folder
+alone.
 """
 
 from ml_collections import ConfigDict
@@ -13,7 +14,7 @@ from ml_collections.config_dict import placeholder
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """Returns the config; `variant` is "" or "smoke", `config.path` the folder of videos."""
+    """Returns the config; `variant` is "", "smoke" or "videos", `config.path` the folder of videos."""
     config = ConfigDict()
     config.seed = 0
     config.path = placeholder(str)
@@ -114,8 +115,11 @@ def get_config(variant: str = "") -> ConfigDict:
             stage.optimizer.warmup_steps = 1
             stage.log_every, stage.checkpoint_every = 1, 4
         config.distill.objective.tangent_warmup = 1
+    elif variant == "videos":
+        del config.data.mix.playground, config.data.mix.doom
+        config.pack.shares = ({"from_row": 0, "weights": {"videos": 1.0}},)
     elif variant:
-        raise ValueError(f"configs/mixed_tiny.py has no variant {variant!r}; use 'smoke' or none")
+        raise ValueError(f"configs/mixed_tiny.py has no variant {variant!r}; use 'smoke', 'videos' or none")
     return config
 
 

@@ -48,10 +48,13 @@ def export_run(
     info = next((info for info in infos if (info.height, info.width) == tuple(section.size)), None)
     if info is None:
         raise ValueError(f"export.size is {tuple(section.size)}, and no clip of the dataset has it; use a size it has")
+    # The model's tokens may hold more actions than the run's datasets have.
+    names = action_schema(infos)
+    names += tuple(f"unused {number}" for number in range(len(names), sizes.tokens.action_dim))
     facts = {
         "frame_rate": f"{info.frame_rate.numerator}/{info.frame_rate.denominator}",
         "sample_rate": info.sample_rate,
-        "action_names": list(action_schema(infos)),
+        "action_names": list(names),
         "config": config_lib.fingerprint(config),
     }
     count = len(section.platforms) * (len(section.steps) + 3)

@@ -150,7 +150,7 @@ def initial_model(config: OmniConfig, readers: Readers, plan: PackPlan | Mixture
         audio.append(np.asarray(signals.audio)[heard])
     # Sound may be rare: more rows are read for it, and where there is none its embeddings stay as they are made.
     missing = config.audio_rank if config.tokens.audio_tokens else 0
-    for i in range(rows, min(_ROWS_FOR_SOUND * rows, plan.rows_per_epoch)):
+    for i in range(rows, _ROWS_FOR_SOUND * rows):
         if sum(map(len, audio)) >= missing:
             break
         row = {name: jnp.asarray(value[None]) for name, value in source[i].items()}
