@@ -116,7 +116,8 @@ def get_config(variant: str = "") -> ConfigDict:
             stage.log_every, stage.checkpoint_every = 1, 4
         config.distill.objective.tangent_warmup = 1
     elif variant == "videos":
-        del config.data.mix["playground"], config.data.mix["doom"]
+        for name in ("playground", "doom"):
+            delattr(config.data.mix, name)
         config.pack.shares = ({"from_row": 0, "weights": {"videos": 1.0}},)
     elif variant:
         raise ValueError(f"configs/mixed_tiny.py has no variant {variant!r}; use 'smoke', 'videos' or none")
