@@ -163,8 +163,8 @@ def test_an_item_that_kills_or_hangs_its_process_is_rejected(tmp_path, numbers):
         {"split": "test", "name": "number 4", "reason": "is not liked"},
     ]
     assert open_dataset(tmp_path / "kill").rejected() == lines
-    build(tmp_path / "hang", numbers(4, hang=2), processes=1, patience=1.0, shards={"train": 1, "test": 1})
-    assert open_dataset(tmp_path / "hang").rejected()[0]["reason"] == "took longer than 1 s while this was recorded"
+    build(tmp_path / "hang", numbers(4, hang=2), processes=1, patience=2.0, shards={"train": 1, "test": 1})
+    assert open_dataset(tmp_path / "hang").rejected()[0]["reason"] == "took longer than 2 s while this was recorded"
     assert seeds(tmp_path / "hang") == {"train": [1, 3], "test": [0]}
     with pytest.raises(ShardError, match="died of SIGSEGV, with 2 items in hand, from number 1"):
         build(tmp_path / "batch", numbers(4, kill=1, batch=2), processes=1, shards={"train": 1, "test": 1})
