@@ -71,6 +71,10 @@ class DataConfig:
         made = {name: getattr(self, name) for name in ("train_clips", "test_clips", "frames", "seed")}
         if self.live and self.source != "playground":
             raise ValueError(f"live is True; source {self.source!r} cannot be played while it is read, leave live out")
+        if self.source == "videos" and self.video_codec != "h264_420":
+            raise ValueError(
+                f"video_codec is {self.video_codec!r}; what is not copied of videos is stored as 'h264_420'"
+            )
         if self.source in _RECORDED:
             if given := [name for name, value in made.items() if value is not None]:
                 raise ValueError(

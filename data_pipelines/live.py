@@ -107,7 +107,7 @@ class LivePlan:
         self._block, self._world = block, world
         self.infos, self.spec, self.row_spec, self.actions = block.infos, block.spec, block.row_spec, block.actions
         self.rows_per_epoch, self.chunks_per_row = block.rows_per_epoch, block.chunks_per_row
-        self.windows, self.window_chunks, self.left_out = block.windows, block.window_chunks, block.left_out
+        self.left_out = block.left_out
         self.efficiency = block.efficiency
 
     def row(self, index: int) -> list[WindowRef]:

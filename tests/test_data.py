@@ -98,7 +98,11 @@ def test_splits_and_seeds_are_disjoint():
             "config.data.source is 'doom'; use one of 'ale', 'gymnasium', 'playground', 'tfds', 'videos', 'vizdoom'",
         ),
         ({"train_clips": None}, "config.data: train_clips is missing; source 'playground' makes its clips from seeds"),
-        ({"source": "videos", "videos": {"path": "x"}}, "config.data: train_clips is given; source 'videos' has the"),
+        (
+            {"source": "videos", "videos": {"path": "x"}, "video_codec": "h264_420"},
+            "config.data: train_clips is given; source 'videos' has the",
+        ),
+        ({"source": "videos", "videos": {"path": "x"}}, "config.data: video_codec is 'zstd'; what is not copied"),
         ({"test_clips": 0}, "config.data: test_clips is 0; use 1 or more"),
         ({"seed": 20_000}, "config.data: seed is 20000, which gives clip seeds beyond"),
         ({"playground": None}, "config.data: playground is missing"),
