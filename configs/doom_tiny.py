@@ -60,12 +60,17 @@ def get_config(variant: str = "") -> ConfigDict:
     config.model.context_time = 0.0
     config.model.max_context_time = 0.15
     config.model.dtype = "float32"
+    config.model.remat = "none"
     config.model.attention = ConfigDict()
     config.model.attention.implementation = "gather"
     config.model.attention.tile = 1
     config.model.attention.budget = None
 
     # A row holds two windows of 256x144, or three of 160x120.
+    config.mesh = ConfigDict()
+    config.mesh.slice, config.mesh.data, config.mesh.fsdp, config.mesh.context, config.mesh.tensor = 1, -1, 1, 1, 1
+    config.mesh.context_parallel = "ulysses"
+
     config.pack = ConfigDict()
     config.pack.window_chunks = 6
     config.pack.windows_per_row = 2
@@ -128,7 +133,9 @@ def _stage(steps: int, learning_rate: float, warmup: int) -> ConfigDict:
     stage.keep = 2
     stage.max_skipped = 20
     stage.ema_decay = 0.98
+    stage.accumulate = 1
     stage.optimizer = ConfigDict()
+    stage.optimizer.name = "adamw"
     stage.optimizer.learning_rate = learning_rate
     stage.optimizer.warmup_steps = warmup
     stage.optimizer.total_steps = steps

@@ -70,10 +70,15 @@ def get_config(variant: str = "") -> ConfigDict:
     config.model.context_time = 0.0
     config.model.max_context_time = 0.15
     config.model.dtype = "float32"
+    config.model.remat = "none"
     config.model.attention = ConfigDict()
     config.model.attention.implementation = "reference"
     config.model.attention.tile = 1
     config.model.attention.budget = None
+
+    config.mesh = ConfigDict()
+    config.mesh.slice, config.mesh.data, config.mesh.fsdp, config.mesh.context, config.mesh.tensor = 1, -1, 1, 1, 1
+    config.mesh.context_parallel = "ulysses"
 
     config.pack = ConfigDict()
     config.pack.window_chunks = 8
@@ -144,7 +149,9 @@ def _stage(steps: int, learning_rate: float, warmup: int) -> ConfigDict:
     stage.keep = 2
     stage.max_skipped = 20
     stage.ema_decay = 0.99
+    stage.accumulate = 1
     stage.optimizer = ConfigDict()
+    stage.optimizer.name = "adamw"
     stage.optimizer.learning_rate = learning_rate
     stage.optimizer.warmup_steps = warmup
     stage.optimizer.total_steps = steps

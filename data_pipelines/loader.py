@@ -1,7 +1,7 @@
 """The loader: rows of a plan, read and packed in threads, as one stream that all hosts share.
 
-Row i of the stream is row i of the plan, global batch k is rows [k * batch, (k + 1) * batch), and process p
-of n reads the p-th part of every batch. So the position is one integer, equal on all hosts and valid for any
+Row i of the stream is row i of the plan, global batch k is rows [k * batch, (k + 1) * batch), and each process reads
+the places of every batch that its devices need. So the position is one integer, equal on all hosts and valid for any
 number of them, and epochs follow one another with no boundary. Reading needs no accelerator and no jax.
 """
 
@@ -126,8 +126,7 @@ def make_iterator(
     batch_size: int,
     threads: int,
     prefetch: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Sequence[int] | None = None,
     cache_mb: int = 512,
     max_bad: float = 0.01,
 ) -> grain.DatasetIterator[Row]:
@@ -142,26 +141,25 @@ def make_iterator(
       batch_size: Rows in a global batch, over all processes.
       threads: Threads that read ahead; 0 reads in the caller's.
       prefetch: Batches to read ahead.
-      process_index: Which process this is.
-      process_count: How many there are; must divide `batch_size`.
+      rows: The places in every global batch that this process reads, ascending; None reads all.
       cache_mb: Most memory for decoded clips, in MiB.
       max_bad: As in `row_source`; each process counts what it reads.
 
     Returns:
-      A grain iterator of the arrays of `pack_row`, each with a leading axis [batch_size / process_count].
+      A grain iterator of the arrays of `pack_row`, each with a leading axis [rows].
 
     Raises:
-      ValueError: The batch cannot be divided, or the process does not exist.
+      ValueError: The rows are not places of the batch.
     """
-    if batch_size < 1 or process_count < 1 or batch_size % process_count:
-        raise ValueError(f"batch_size={batch_size} must be a positive multiple of process_count={process_count}")
-    if not 0 <= process_index < process_count:
-        raise ValueError(f"process_index={process_index} must be from 0 to {process_count - 1}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} must be 1 or more")
+    own = tuple(range(batch_size) if rows is None else rows)
+    if not own or list(own) != sorted({row for row in own if 0 <= row < batch_size}):
+        raise ValueError(f"rows={own} must be places from 0 to {batch_size - 1}, ascending")
     source = row_source(readers, plan, plan.spec, cache_mb=cache_mb, max_bad=max_bad)
-    part = ProcessPart(source, batch_size, process_index, process_count)
-    rows = grain.MapDataset.source(part).batch(batch_size // process_count)
+    part = grain.MapDataset.source(ProcessPart(source, batch_size, own)).batch(len(own))
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
-    return iter(rows.to_iter_dataset(options))
+    return iter(part.to_iter_dataset(options))
 
 
 def skip_to(iterator: grain.DatasetIterator[Row], global_batch: int) -> None:
@@ -173,21 +171,19 @@ def skip_to(iterator: grain.DatasetIterator[Row], global_batch: int) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class ProcessPart:
-    """The rows of one process, in order: part `process` of `count` equal runs of every global batch."""
+    """The rows of one process, in order: the places `rows` of every global batch."""
 
     source: RowSource
     batch_size: int
-    process: int
-    count: int
+    rows: tuple[int, ...]
 
     def __len__(self) -> int:
-        return len(self.source) // self.batch_size * (self.batch_size // self.count)
+        return len(self.source) // self.batch_size * len(self.rows)
 
     def __getitem__(self, index: int) -> Row:
         """Local row `index`."""
-        mine = self.batch_size // self.count
-        batch, place = divmod(index, mine)
-        return self.source[batch * self.batch_size + self.process * mine + place]
+        batch, place = divmod(index, len(self.rows))
+        return self.source[batch * self.batch_size + self.rows[place]]
 
 
 class ClipCache:

@@ -59,7 +59,7 @@ def run_predict(setting):
 
     @jax.jit
     def run(batch, context, noisy, cells, drop):
-        return predict(model, config, batch, context, noisy, cells, drop, max_keys=room.blocks)
+        return predict(model, config, batch, context, noisy, cells, drop, clean_blocks=room.clean_blocks, max_keys=room.blocks)
 
     def call(batch, context, noisy, drop=False, **values):
         rows, chunks = batch["chunk_sample"].shape
@@ -205,7 +205,7 @@ def test_a_budget_of_all_blocks_is_dense_attention_and_a_small_one_is_not(tiny, 
 
     def run(attention):
         sizes = dataclasses.replace(config, attention=attention)
-        call = lambda *x: predict(model, sizes, batch, *x, cells, drop, max_keys=room.blocks)
+        call = lambda *x: predict(model, sizes, batch, *x, cells, drop, clean_blocks=room.clean_blocks, max_keys=room.blocks)
         return by_chunk(config, batch, jax.tree.map(np.asarray, jax.jit(call)(clean, noisy)))
 
     dense, everything = (
@@ -443,6 +443,7 @@ def test_a_student_of_folded_targets_needs_one_pass():
 ########################################################################### training
 
 OPTIMIZER = {
+    "name": "adamw",
     "learning_rate": 1e-3,
     "warmup_steps": 0,
     "total_steps": 10,
@@ -466,7 +467,7 @@ def training(tiny):
     sampling = TimeSampling(0.5, 1.0, 0.1, 0.3, 0.1, (("joint", 1.0), ("independent", 1.0), ("audio_to_video", 1.0)))
     objective = Pretrain(config, sampling, 0.25, 0.3, room.clean_blocks, room.blocks)
     tx = make_optimizer(ConfigDict(OPTIMIZER))
-    step = partial(train_step, loss=objective.loss, tx=tx, seed=0, ema_decay=0.9)
+    step = partial(train_step, objective=objective, tx=tx, seed=0, ema_decay=0.9, accumulate=1)
     loss = lambda params, batch: objective.loss(params, None, batch, 0, jnp.int32(0))[0]
     jitted = jax.jit(step), jax.jit(loss)
     return *jitted, initial_state(tiny.model(config), tx), batches

@@ -64,6 +64,7 @@ def config(tokens: TokenSpec | None = None, memory: MemoryPolicy | None = None, 
         "max_context_time": 0.1,
         "dtype": "float32",
         "attention": attention(),
+        "remat": "none",
     }
     return OmniConfig(tokens=tokens or token_spec(), memory=memory or policy(), **(fields | changes))
 
@@ -130,9 +131,11 @@ def row_spec(spec: TokenSpec, rows: list[list[Window]], spare: int = 0) -> RowSp
     return RowSpec(*(max(column) + spare for column in zip(*costs, strict=True)))
 
 
-def batch(spec: TokenSpec, rows: list[list[Window]], spare: int = 0) -> tuple[dict[str, np.ndarray], RowSpec]:
-    """A packed batch and the capacities of its rows."""
-    room = row_spec(spec, rows, spare)
+def batch(
+    spec: TokenSpec, rows: list[list[Window]], spare: int = 0, **capacities: int
+) -> tuple[dict[str, np.ndarray], RowSpec]:
+    """A packed batch and the capacities of its rows, some of them as given."""
+    room = dataclasses.replace(row_spec(spec, rows, spare), **capacities)
     packed = [packing.pack_row(spec, room, windows) for windows in rows]
     return {name: np.stack([row[name] for row in packed]) for name in packed[0]}, room
 

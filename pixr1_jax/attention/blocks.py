@@ -9,6 +9,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from data_pipelines.row_layout import BlockKind, Role
 
@@ -58,7 +59,7 @@ class Blocks:
         """Number of blocks."""
         return self.segment.shape[-1]
 
-    def __getitem__(self, where: slice) -> "Blocks":
+    def __getitem__(self, where: slice | np.ndarray) -> "Blocks":
         return jax.tree.map(lambda x: x[..., where], self)
 
     def __add__(self, other: "Blocks") -> "Blocks":

@@ -11,6 +11,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from data_pipelines.row_layout import BlockKind, Role
 from pixr1_jax.attention.blocks import BlockLists, Blocks, MemoryPolicy, Tail, block_lists
@@ -102,6 +103,19 @@ class Candidates:
     key_valid: jax.Array
     keep: jax.Array
     most: int = dataclasses.field(metadata={"static": True})
+
+    def reordered(self, order: np.ndarray) -> "Candidates":
+        """The candidates of a row whose block i is block `order[i]` of this one."""
+        pair = lambda x: x[:, order][:, :, order]
+        return dataclasses.replace(
+            self,
+            always=pair(self.always),
+            free=pair(self.free),
+            mates=pair(self.mates),
+            query_valid=self.query_valid[:, order],
+            key_valid=self.key_valid[:, order],
+            keep=self.keep[..., order],
+        )
 
 
 def candidates(

@@ -6,6 +6,7 @@ the frozen teacher, du/dt by `jax.jvp` along the teacher's velocity. s = 0 alone
 """
 
 import dataclasses
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +14,10 @@ import jax.numpy as jnp
 from pixr1_jax.core.rng import Purpose
 from pixr1_jax.objectives import flow, guidance, tasks
 from pixr1_jax.objectives.predict import Batch, denoise, encode_context, predict
-from pixr1_jax.objectives.pretrain import combine, noised
+from pixr1_jax.core.partition import Partition
+from pixr1_jax.objectives.pretrain import combine, masses, noised
 from pixr1_jax.omni.model import Omni, OmniConfig
-from pixr1_jax.omni.tokens import Cells
+from pixr1_jax.omni.tokens import Cells, Signals
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +38,7 @@ class FlowMap:
       clean_blocks: Blocks of the clean half of a row.
       max_keys: Static bound on key blocks that a query block reads in full. The teacher went through the budget's ramp,
         so the student starts at its end.
+      partition: Where activations lie; None leaves it to the compiler.
     """
 
     model: OmniConfig
@@ -49,18 +52,29 @@ class FlowMap:
     softening: float
     clean_blocks: int
     max_keys: int
+    partition: Partition | None = None
+
+    def masses(self, batch: Batch, seed: int, step: jax.Array) -> dict[str, jax.Array]:
+        """What the loss of a batch that is taken in parts divides by; see `Pretrain.loss`."""
+        return masses(self, batch, seed, step)
 
     def loss(
-        self, params: Omni, teacher: Omni | None, batch: Batch, seed: int, step: jax.Array
+        self,
+        params: Omni,
+        teacher: Omni | None,
+        batch: Batch,
+        seed: int,
+        step: jax.Array,
+        whole: Mapping[str, jax.Array] | None = None,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Loss and metrics of a packed batch; `teacher` are the frozen parameters of the teacher."""
+        """Loss and metrics of a packed batch, as `Pretrain.loss`; `teacher` are the frozen parameters of the teacher."""
         assert teacher is not None, "distillation needs a teacher"
         config, spec = self.model, self.model.tokens
         scene = noised(config, self.sampling, batch, seed, step)
         time, nothing = scene.draw.time, jnp.zeros_like(scene.draw.drop)
         strength = guidance.sample_strength(seed, step, batch, self.max_guidance)
         target = time * self._target_share(seed, step, batch)
-        split = {"clean_blocks": self.clean_blocks, "max_keys": self.max_keys}
+        split = {"clean_blocks": self.clean_blocks, "max_keys": self.max_keys, "partition": self.partition}
 
         # The teacher's guided velocity.
         plain = Cells(time, time, jnp.ones_like(strength), scene.draw.context)
@@ -88,7 +102,7 @@ class FlowMap:
         tangent = jax.lax.stop_gradient(tangent)
 
         cells = Cells(time, target, strength, scene.draw.context)
-        clean = predict(params, config, batch, scene.context, scene.noisy, cells, nothing, max_keys=self.max_keys)
+        clean = predict(params, config, batch, scene.context, scene.noisy, cells, nothing, **split)
         blend = jnp.minimum(1.0, (step + 1) / self.tangent_warmup)
         span = flow.per_token(batch, time - target, spec.audio_tokens)
 
@@ -98,8 +112,9 @@ class FlowMap:
 
         error = jax.tree.map(squared, scene.noisy, clean, tangent, speed, scene.time, span)
         error = jax.tree.map(self._soften, error)
-        loss, metrics = combine(self, batch, scene, error)
-        metrics["tangent_rms"] = jnp.sqrt(jnp.mean(jnp.square(tangent.video)))
+        loss, metrics = combine(self, batch, scene, error, whole)
+        power = Signals(jnp.square(tangent.video), jnp.square(tangent.audio))
+        metrics["tangent_power"] = combine(self, batch, scene, power, whole)[1]["loss/video"]
         return loss, metrics
 
     def _soften(self, error: jax.Array) -> jax.Array:

@@ -28,29 +28,41 @@ def token_weights(batch: Mapping[str, jax.Array], loss: jax.Array, patch: int, c
     return Signals(pixel.reshape(*pixel.shape[:2], -1) * cell.video * present, cell.audio * heard)
 
 
-def by_modality(error: Signals, weights: Signals, time: Signals) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-    """Means of squared errors.
+def masses(weights: Signals, time: Signals) -> dict[str, jax.Array]:
+    """Total weight of tokens by modality, and by modality and time bin under `video/t0` (least noise) and so on.
+
+    A batch that is taken in parts is divided by the masses of the whole, so that its parts add up to its loss.
+
+    Args:
+      weights: As `token_weights`.
+      time: Noise time of each token, [batch, tokens, 1].
+    """
+    return _by_bin(weights, time)
+
+
+def by_modality(
+    error: Signals, weights: Signals, time: Signals, whole: Mapping[str, jax.Array]
+) -> dict[str, jax.Array]:
+    """Means of squared errors, named as in `masses`.
 
     Args:
       error: Squared errors, already weighted by time.
       weights: As `token_weights`.
       time: Noise time of each token, [batch, tokens, 1].
-
-    Returns:
-      Mean by modality, and the mean by modality and time bin under `video/t0` (least noise) and so on.
+      whole: The masses that are divided by; those of a larger batch give this batch's share of its means.
     """
-    means, bins = {}, {}
-    for name, e, w, t in (
-        ("video", error.video, weights.video, time.video),
-        ("audio", error.audio, weights.audio, time.audio),
-    ):
-        if not e.shape[1]:
+    sums = _by_bin(jax.tree.map(jnp.multiply, error, weights), time)
+    return {name: value / jnp.where(whole[name] > 0, whole[name], 1.0) for name, value in sums.items()}
+
+
+def _by_bin(values: Signals, time: Signals) -> dict[str, jax.Array]:
+    """Sums over tokens of the means over a token's values: by modality, and by modality and time bin."""
+    found = {}
+    for name in ("video", "audio"):
+        value, t = getattr(values, name).mean(axis=-1), getattr(time, name)[..., 0]
+        if not value.shape[1]:
             continue
-        w = jnp.broadcast_to(w, e.shape)
-        total, mass = (e * w).sum(axis=-1), w.sum(axis=-1)
-        means[name] = total.sum() / jnp.maximum(mass.sum(), 1.0)
-        which = jnp.clip((t[..., 0] * TIME_BINS).astype(jnp.int32), 0, TIME_BINS - 1)
-        for i in range(TIME_BINS):
-            here = which == i
-            bins[f"{name}/t{i}"] = (total * here).sum() / jnp.maximum((mass * here).sum(), 1.0)
-    return means, bins
+        which = jnp.clip((t * TIME_BINS).astype(jnp.int32), 0, TIME_BINS - 1)
+        found[name] = value.sum()
+        found |= {f"{name}/t{i}": (value * (which == i)).sum() for i in range(TIME_BINS)}
+    return found

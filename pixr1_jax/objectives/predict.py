@@ -4,9 +4,11 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from data_pipelines.row_layout import Role
 from pixr1_jax.attention.blocks import visible
+from pixr1_jax.core.partition import Partition
 from pixr1_jax.omni import tokens
 from pixr1_jax.omni.model import Omni, OmniConfig, Past, backbone
 from pixr1_jax.omni.tokens import Cells, Layout, Signals
@@ -23,7 +25,9 @@ def predict(
     cells: Cells,
     drop: jax.Array,
     *,
+    clean_blocks: int,
     max_keys: int,
+    partition: Partition | None = None,
     ramp: jax.Array | None = None,
 ) -> Signals:
     """Clean content predicted for the noisy half, from one pass over [clean ; noisy].
@@ -36,10 +40,16 @@ def predict(
       noisy: Content of the noisy half at `cells.time`.
       cells: Conditioning.
       drop: bool [batch, chunks], chunks predicted without text and actions.
+      clean_blocks: Blocks of the clean half of a row.
       max_keys: Static bound on key blocks that a query block reads in full.
+      partition: Where activations lie.
       ramp: How far the budget of attention is in force; None for fully.
     """
-    layout = Layout.of(batch)
+    layout, block = Layout.of(batch), config.tokens.block
+    parts = 1 if partition is None else partition.size("length")
+    order = block_order(clean_blocks, layout.blocks.count, parts)
+    if parts > 1:
+        layout = layout.reordered(order)
     looks, forecast = tokens.look_back(model, config, context, batch, drop)
     x = tokens.embed(model, config, layout, batch, {Role.CLEAN: context, Role.NOISY: noisy}, looks, drop)
     seen = visible(layout.blocks, layout.blocks, config.memory, _hide_text(layout, config, drop))
@@ -52,13 +62,50 @@ def predict(
         layout.blocks,
         seen,
         max_keys=max_keys,
+        partition=partition,
+        order=order if parts > 1 else None,
         ramp=ramp,
     )
-    return tokens.read_out(model, config, features, forecast, batch["video_at"], batch["audio_at"])
+    place = np.argsort(order)
+    at = lambda where: jnp.asarray(place)[where // block] * block + where % block
+    return tokens.read_out(model, config, features, forecast, at(batch["video_at"]), at(batch["audio_at"]))
+
+
+def block_order(clean_blocks: int, blocks: int, parts: int) -> np.ndarray:
+    """Where the blocks of a row go that is divided among devices: part i is the i-th of each half.
+
+    So a clean chunk and its noisy twin lie on one device, and all devices have equal shares of both.
+
+    Args:
+      clean_blocks: Blocks of the clean half.
+      blocks: Blocks of the row.
+      parts: Devices along the sequence.
+
+    Returns:
+      int [blocks], the block of the packed row that stands at each place.
+
+    Raises:
+      ValueError: A half does not divide.
+    """
+    halves = np.arange(clean_blocks), np.arange(clean_blocks, blocks)
+    if clean_blocks % parts or blocks % parts:
+        raise ValueError(
+            f"mesh.context={parts} does not divide the {len(halves[0])} clean and {len(halves[1])} noisy blocks of a row; "
+            "change pack.row_blocks and pack.clean_blocks, or the mesh"
+        )
+    return np.concatenate([half.reshape(parts, -1) for half in halves], axis=1).reshape(-1)
 
 
 def encode_context(
-    model: Omni, config: OmniConfig, batch: Batch, context: Signals, cells: Cells, *, clean_blocks: int, max_keys: int
+    model: Omni,
+    config: OmniConfig,
+    batch: Batch,
+    context: Signals,
+    cells: Cells,
+    *,
+    clean_blocks: int,
+    max_keys: int,
+    partition: Partition | None = None,
 ) -> Past:
     """Keys and values of the clean half of a row."""
     layout = Layout.of(batch).part(0, clean_blocks)
@@ -66,7 +113,8 @@ def encode_context(
     looks, _ = tokens.look_back(model, config, context, batch)
     x = tokens.embed(model, config, layout, batch, {Role.CLEAN: context}, looks)
     modulation = tokens.modulation(model, config, layout, cells, batch["actions"])
-    _, (key, value) = backbone(model, config, x, modulation, layout.position, layout.blocks, seen, max_keys=max_keys)
+    place = {"max_keys": max_keys, "partition": partition}
+    _, (key, value) = backbone(model, config, x, modulation, layout.position, layout.blocks, seen, **place)
     return Past(key, value, layout.position, layout.blocks)
 
 
@@ -82,6 +130,7 @@ def denoise(
     *,
     clean_blocks: int,
     max_keys: int,
+    partition: Partition | None = None,
 ) -> Signals:
     """As `predict`, the clean half given by `encode_context`.
 
@@ -102,6 +151,7 @@ def denoise(
         seen,
         past,
         max_keys=max_keys,
+        partition=partition,
         forward_mode=True,
     )
     offset = clean_blocks * config.tokens.block

@@ -1,11 +1,13 @@
 """Teacher-forced flow matching with clean-data prediction (decisions D7, D10)."""
 
 import dataclasses
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 
 from pixr1_jax.core import rng
+from pixr1_jax.core.partition import Partition
 from pixr1_jax.core.rng import Purpose
 from pixr1_jax.objectives import flow, losses, tasks
 from pixr1_jax.objectives.predict import Batch, predict
@@ -25,6 +27,7 @@ class Pretrain:
       audio_weight: Weight of the audio loss beside video's 1.
       clean_blocks: Blocks of the clean half of a row.
       max_keys: Static bound on key blocks that a query block reads in full.
+      partition: Where activations lie; None leaves it to the compiler.
     """
 
     model: OmniConfig
@@ -33,11 +36,32 @@ class Pretrain:
     audio_weight: float
     clean_blocks: int
     max_keys: int
+    partition: Partition | None = None
+
+    def masses(self, batch: Batch, seed: int, step: jax.Array) -> dict[str, jax.Array]:
+        """What the loss of a batch that is taken in parts divides by; see `loss`."""
+        return masses(self, batch, seed, step)
 
     def loss(
-        self, params: Omni, teacher: Omni | None, batch: Batch, seed: int, step: jax.Array
+        self,
+        params: Omni,
+        teacher: Omni | None,
+        batch: Batch,
+        seed: int,
+        step: jax.Array,
+        whole: Mapping[str, jax.Array] | None = None,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Loss and metrics of a packed batch; there is no teacher."""
+        """Loss and metrics of a packed batch; there is no teacher.
+
+        Args:
+          params: Parameters.
+          teacher: None.
+          batch: The batch, or a part of one.
+          seed: Run seed.
+          step: Training step.
+          whole: The `masses` of the batch that this is a part of; None where it is whole. The losses and the metrics of
+            all parts add up to those of the whole.
+        """
         del teacher
         scene = noised(self.model, self.sampling, batch, seed, step)
         cells = Cells(scene.draw.time, scene.draw.time, jnp.ones_like(scene.draw.time[..., 0]), scene.draw.context)
@@ -50,13 +74,15 @@ class Pretrain:
             scene.noisy,
             cells,
             scene.draw.drop,
+            clean_blocks=self.clean_blocks,
             max_keys=self.max_keys,
+            partition=self.partition,
             ramp=None if budget is None else budget.ramp(step),
         )
         error = jax.tree.map(
             lambda p, x, t: jnp.square((p - x) / jnp.maximum(t, self.time_floor)), predicted, scene.clean, scene.time
         )
-        return combine(self, batch, scene, error)
+        return combine(self, batch, scene, error, whole)
 
 
 @jax.tree_util.register_dataclass
@@ -122,11 +148,21 @@ def drifted(video: jax.Array, batch: Batch, seed: int, step: jax.Array, level: f
     return video * jnp.exp(by_patch[..., :1]) + shift
 
 
-def combine(objective, batch: Batch, scene: Scene, error: Signals) -> tuple[jax.Array, dict[str, jax.Array]]:
+def masses(objective, batch: Batch, seed: int, step: jax.Array) -> dict[str, jax.Array]:
+    """What the loss of a batch divides by (see `losses.masses`), without running the network."""
+    spec = objective.model.tokens
+    draw = tasks.draw(objective.sampling, objective.model.max_context_time, seed, step, batch)
+    weights = losses.token_weights(batch, draw.loss, spec.patch, spec.chunk_frames)
+    return losses.masses(weights, flow.per_token(batch, draw.time, spec.audio_tokens))
+
+
+def combine(
+    objective, batch: Batch, scene: Scene, error: Signals, whole: Mapping[str, jax.Array] | None
+) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Total loss of weighted squared errors and the metrics every objective reports."""
     spec = objective.model.tokens
     weights = losses.token_weights(batch, scene.draw.loss, spec.patch, spec.chunk_frames)
-    means, bins = losses.by_modality(error, weights, scene.time)
+    whole = losses.masses(weights, scene.time) if whole is None else whole
+    means = losses.by_modality(error, weights, scene.time, whole)
     total = means["video"] + objective.audio_weight * means.get("audio", 0.0)
-    metrics = {f"loss/{name}": value for name, value in (means | bins).items()}
-    return total, metrics
+    return total, {f"loss/{name}": value for name, value in means.items()}

@@ -37,12 +37,15 @@ def rms_norm(x: jax.Array, scale: jax.Array | None = None) -> jax.Array:
 
 
 class PatchEmbed(nnx.Module):
-    """Continuous content to tokens through a low-rank bottleneck (JiT, arXiv 2511.13720)."""
+    """Continuous content to tokens through a low-rank bottleneck (JiT, arXiv 2511.13720).
 
-    def __init__(self, key: jax.Array, dim: int, rank: int, width: int):
+    `axis` names the values of a token: "patch" or "sound".
+    """
+
+    def __init__(self, key: jax.Array, dim: int, rank: int, width: int, axis: str):
         down, up = jax.random.split(key)
-        self.mean = zeros_param((dim,), ("patch",))
-        self.down = dense_param(down, (dim, rank), ("patch", "rank"))
+        self.mean = zeros_param((dim,), (axis,))
+        self.down = dense_param(down, (dim, rank), (axis, "rank"))
         self.up = dense_param(up, (rank, width), ("rank", "embed"))
 
     def low_rank(self, x: jax.Array) -> jax.Array:
@@ -57,10 +60,10 @@ class PatchEmbed(nnx.Module):
 class PatchHead(nnx.Module):
     """Tokens to clean content, the mirror of `PatchEmbed`; starts at the data's mean."""
 
-    def __init__(self, key: jax.Array, dim: int, rank: int, width: int):
+    def __init__(self, key: jax.Array, dim: int, rank: int, width: int, axis: str):
         self.down = zeros_param((width, rank), ("embed", "rank"))
-        self.up = dense_param(key, (rank, dim), ("rank", "patch"))
-        self.mean = zeros_param((dim,), ("patch",))
+        self.up = dense_param(key, (rank, dim), ("rank", axis))
+        self.mean = zeros_param((dim,), (axis,))
 
     def __call__(self, x: jax.Array, forecast: jax.Array | None = None) -> jax.Array:
         """[..., width], and optionally what is known beforehand [..., rank] -> [..., dim], float32."""
@@ -79,7 +82,7 @@ class LookBack(nnx.Module):
 
     def __init__(self, key: jax.Array, rank: int, actions: int, width: int):
         self.feature = dense_param(key, (9 * rank, width), ("rank", "embed"))
-        self.forecast = zeros_param((9 * rank, (1 + actions) * rank), (None, "rank"))
+        self.forecast = zeros_param((9 * rank, (1 + actions) * rank), ("near", "rank"))
         self.usual_action = zeros_param((actions,), (None,))
 
     def __call__(self, low: jax.Array, before: jax.Array, held: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -152,27 +155,29 @@ class Layer(nnx.Module):
     def __init__(self, key: jax.Array, width: int, heads: int, head_dim: int, hidden: int):
         qkv, out, up, down = jax.random.split(key, 4)
         inner = heads * head_dim
-        self.qkv = dense_param(qkv, (width, 3 * inner), ("embed", "heads"))
+        # Query, key and value, and gate and value, stand along an axis of their own: the last one is divided by heads.
+        self.qkv = dense_param(qkv, (width, 3, inner), ("embed", None, "heads"))
         self.out = dense_param(out, (inner, width), ("heads", "embed"))
-        self.up = dense_param(up, (width, 2 * hidden), ("embed", "hidden"))
+        self.up = dense_param(up, (width, 2, hidden), ("embed", None, "hidden"))
         self.down = dense_param(down, (hidden, width), ("hidden", "embed"))
         self.query_scale = nnx.Param(jnp.ones(head_dim), axes=(None,))
         self.key_scale = nnx.Param(jnp.ones(head_dim), axes=(None,))
         # Shift, scale and gate of both branches; gates start open so that a scanned stack learns from step one.
         gates = jnp.zeros((6, width)).at[jnp.array([2, 5])].set(1.0)
-        self.modulation = nnx.Param(gates.reshape(-1), axes=("embed",))
+        self.modulation = nnx.Param(gates.reshape(-1), axes=(None,))
 
     def qkv_heads(self, x: jax.Array, heads: int) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Normalised queries and keys, and values: [batch, length, heads, head_dim] each, keys without rotation.
 
         The scales are capped so that no scaled score exceeds `MAX_LOGIT`: kernels need no running maximum then.
         """
-        q, k, v = (y.reshape(*x.shape[:2], heads, -1) for y in jnp.split(dot(x, self.qkv), 3, axis=-1))
+        together = jnp.einsum("bld,dci->blci", x, self.qkv[...].astype(x.dtype))
+        q, k, v = (together[:, :, i].reshape(*x.shape[:2], heads, -1) for i in range(3))
         most = np.sqrt(MAX_LOGIT / np.sqrt(q.shape[-1]))
         cap = lambda scale: jnp.clip(scale[...], -most, most)
         return rms_norm(q, cap(self.query_scale)), rms_norm(k, cap(self.key_scale)), v
 
     def mlp(self, x: jax.Array) -> jax.Array:
         """SwiGLU."""
-        gate, value = jnp.split(dot(x, self.up), 2, axis=-1)
-        return dot(jax.nn.silu(gate) * value, self.down)
+        both = jnp.einsum("bld,dch->blch", x, self.up[...].astype(x.dtype))
+        return dot(jax.nn.silu(both[:, :, 0]) * both[:, :, 1], self.down)

@@ -1,20 +1,32 @@
 """Omni: the transformer over a row of tokens, with or without a past (decisions D6-D8, D10, D14)."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from data_pipelines.row_layout import TokenSpec
-from pixr1_jax.attention import api, select
+from pixr1_jax.attention import api, select, sharded
 from pixr1_jax.attention.api import AttentionConfig
 from pixr1_jax.attention.blocks import BlockLists, Blocks, MemoryPolicy, Tail, block_lists
 from pixr1_jax.attention.select import Candidates
+from pixr1_jax.core.partition import Partition
 from pixr1_jax.omni import layers as nn
 from pixr1_jax.omni import rope
+
+_policies = jax.checkpoint_policies
+# What a layer keeps for the backward pass; what it does not keep is computed again, at the price in the comment.
+REMAT: Mapping[str, Callable[[Callable], Callable]] = {
+    "none": lambda step: step,
+    "dots": partial(jax.checkpoint, policy=_policies.dots_with_no_batch_dims_saveable),  # attention, what is elementwise
+    "mixed": partial(jax.checkpoint, policy=_policies.save_only_these_names("mixed")),  # all but attention
+    "full": jax.checkpoint,  # the whole layer
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +42,7 @@ class OmniConfig:
       context_time: Noise level that served context is told to have; training draws up to `max_context_time`.
       dtype: Compute dtype, "float32" or "bfloat16"; parameters, norms and losses are float32.
       attention: How it attends.
+      remat: What the forward pass keeps for the backward pass, one of `REMAT`.
     """
 
     tokens: TokenSpec
@@ -47,8 +60,11 @@ class OmniConfig:
     max_context_time: float
     dtype: str
     attention: AttentionConfig
+    remat: str
 
     def __post_init__(self):
+        if self.remat not in REMAT:
+            raise ValueError(f"model.remat={self.remat!r}; use one of {', '.join(REMAT)}")
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"model.dtype={self.dtype!r}; use 'float32' or 'bfloat16'")
         if self.head_dim % 8:
@@ -84,10 +100,10 @@ class Omni(nnx.Module):
     def __init__(self, config: OmniConfig, key: jax.Array):
         keys = jax.random.split(key, 9)
         spec, width = config.tokens, config.width
-        self.video_in = nn.PatchEmbed(keys[0], spec.patch_dim, config.video_rank, width)
-        self.video_out = nn.PatchHead(keys[1], spec.patch_dim, config.video_rank, width)
-        self.audio_in = nn.PatchEmbed(keys[2], spec.audio_dim, config.audio_rank, width)
-        self.audio_out = nn.PatchHead(keys[3], spec.audio_dim, config.audio_rank, width)
+        self.video_in = nn.PatchEmbed(keys[0], spec.patch_dim, config.video_rank, width, "patch")
+        self.video_out = nn.PatchHead(keys[1], spec.patch_dim, config.video_rank, width, "patch")
+        self.audio_in = nn.PatchEmbed(keys[2], spec.audio_dim, config.audio_rank, width, "sound")
+        self.audio_out = nn.PatchHead(keys[3], spec.audio_dim, config.audio_rank, width, "sound")
         self.action_in = nn.dense_param(keys[4], (spec.action_dim, width), (None, "embed"))
         small = 0.02 * jax.random.normal(keys[5], (256 + 6 + spec.block + 1, width))
         self.text_in = nnx.Param(small[:256], axes=(None, "embed"))
@@ -112,6 +128,8 @@ def backbone(
     past: Past | None = None,
     *,
     max_keys: int | None = None,
+    partition: Partition | None = None,
+    order: np.ndarray | None = None,
     ramp: jax.Array | None = None,
     forward_mode: bool = False,
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
@@ -127,6 +145,9 @@ def backbone(
       seen: bool [batch, blocks, key blocks], which of `past.blocks + blocks` each of the row's blocks sees.
       past: Optional cache whose blocks come before the row's.
       max_keys: Static bound on the key blocks that one block reads in full.
+      partition: Where activations lie: rows and tokens divided, the width whole; None leaves it to the compiler.
+      order: Which block of the packed row stands at each place of this row, which has no past then; None where it is
+        as packed. What is chosen goes by the packed row, so that it does not depend on the mesh.
       ramp: How far the budget of attention is in force, 0 to 1; None for fully.
       forward_mode: Whether derivatives, if any, are forward-mode only, which attention then does in one pass.
 
@@ -135,6 +156,9 @@ def backbone(
       [layers, batch, length, heads, head_dim], keys not rotated.
     """
     block, attention = config.tokens.block, config.attention
+    lay = (lambda x, *axes: x) if partition is None else partition.constrain
+    by_token = lambda x: lay(x, "batch", "length", None)
+    x, modulation = by_token(x), by_token(modulation)
     own_angles = rope.angles(position, config.head_dim)
     key_blocks = blocks if past is None else past.blocks + blocks
     key_valid = key_blocks.valid
@@ -144,9 +168,14 @@ def backbone(
         keep, everything = None, block_lists(seen, key_valid, **sizes)
         choose = lambda *_: (everything, None)
     else:
-        options = select.candidates(
-            blocks, key_blocks, seen, config.memory, attention.budget, layers=config.layers, ramp=ramp
-        )
+        settings = (config.memory, attention.budget)
+        if order is None:
+            options = select.candidates(blocks, key_blocks, seen, *settings, layers=config.layers, ramp=ramp)
+        else:
+            back = np.argsort(order)
+            packed, relation = blocks[back], seen[:, back][:, :, back]
+            options = select.candidates(packed, packed, relation, *settings, layers=config.layers, ramp=ramp)
+            options = options.reordered(order)
         keep, choose = options.keep, partial(_choose, options, blocks, past, sizes)
 
     def layer_step(x, inputs):
@@ -158,7 +187,8 @@ def backbone(
         if past is not None:  # cached keys as this row reads them
             old = rope.rotate(old[0], rope.angles(past.position, config.head_dim)), old[1]
         lists, tail = choose(placed_q, placed_k, v, old, means, keep)
-        mixed = api.attend(
+        mixed = sharded.attend(
+            partition,
             placed_q,
             placed_k,
             v,
@@ -172,12 +202,13 @@ def backbone(
             forward_mode=forward_mode,
             implementation=attention.implementation,
         )
+        mixed = checkpoint_name(mixed, "mixed")
         x = x + gate_a * nn.dot(mixed.reshape(*x.shape[:2], -1), layer.out)
         x = x + gate_m * layer.mlp(nn.rms_norm(x) * (1 + scale_m) + shift_m)
-        return x, (k, v)
+        return by_token(x), (k, v)
 
     old, means = (None, None) if past is None else ((past.key, past.value), past.pooled)
-    x, fresh = jax.lax.scan(layer_step, x, (model.layers, old, means, keep))
+    x, fresh = jax.lax.scan(REMAT[config.remat](layer_step), x, (model.layers, old, means, keep))
     return nn.rms_norm(x), fresh
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from data_pipelines.row_layout import Role, TokenKind
 from pixr1_jax.attention.blocks import Blocks
@@ -70,6 +71,13 @@ class Layout:
     def __add__(self, other: "Layout") -> "Layout":
         join = lambda a, b: jnp.concatenate([a, b], axis=1)
         return jax.tree.map(join, self, other)
+
+    def reordered(self, order: np.ndarray) -> "Layout":
+        """The layout whose block i is block `order[i]` of this one."""
+        block = self.kind.shape[1] // self.blocks.count
+        where = (order[:, None] * block + np.arange(block)).reshape(-1)
+        kind, index, slot, position = (x[:, where] for x in (self.kind, self.index, self.slot, self.position))
+        return Layout(kind, index, slot, position, self.blocks[order])
 
     def part(self, start: int, stop: int | None) -> "Layout":
         """Blocks `start` to `stop` of the row."""

@@ -10,7 +10,6 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from data_pipelines.loader import make_iterator
@@ -50,14 +49,10 @@ def run(config: ConfigDict, stage: str, workdir: pathlib.Path) -> TrainState:
     save_config(config, directory / "config.json")
 
     ###########################################################################
-    # Mesh: rows of the batch over all devices.
+    # Mesh: where everything lies.
 
-    mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
-    by_row = NamedSharding(mesh, PartitionSpec("data"))
-    replicated = NamedSharding(mesh, PartitionSpec())
+    partition = setup.partition(config)
     batch_size = config.pack.batch_rows
-    if batch_size % jax.device_count():
-        raise TrainingError(f"pack.batch_rows={batch_size} must be a multiple of the {jax.device_count()} devices")
 
     ###########################################################################
     # Data.
@@ -71,24 +66,32 @@ def run(config: ConfigDict, stage: str, workdir: pathlib.Path) -> TrainState:
         threads=config.pack.threads,
         prefetch=config.pack.prefetch,
         max_bad=config.pack.max_bad,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        rows=partition.own_rows(batch_size),
     )
 
     ###########################################################################
     # Model, objective, optimizer.
 
     sizes = setup.model_config(config)
-    objective = setup.objective(config, stage, plan)
+    objective = setup.objective(config, stage, plan, partition)
     tx = make_optimizer(section.optimizer)
     rate = learning_rate(section.optimizer)
     template = jax.eval_shape(lambda: Omni(sizes, jax.random.key(0)))
     teacher = None
     if stage == "distill":
-        teacher = load_params(setup.checkpoint_directory(workdir, "train"), template)
-        teacher = jax.device_put(teacher, replicated)
+        teacher = load_params(setup.checkpoint_directory(workdir, "train"), partition.abstract(template))
+    abstract = partition.abstract(jax.eval_shape(lambda params: initial_state(params, tx), template))
+    where = jax.tree.map(lambda x: x.sharding, abstract)
     update = jax.jit(
-        partial(train_step, loss=objective.loss, tx=tx, seed=config.seed, ema_decay=section.ema_decay),
+        partial(
+            train_step,
+            objective=objective,
+            tx=tx,
+            seed=config.seed,
+            ema_decay=section.ema_decay,
+            accumulate=section.accumulate,
+        ),
+        out_shardings=(where, None),
         donate_argnums=0,
     )
 
@@ -99,14 +102,10 @@ def run(config: ConfigDict, stage: str, workdir: pathlib.Path) -> TrainState:
         setup.checkpoint_directory(workdir, stage), every_steps=section.checkpoint_every, keep=section.keep
     )
     if checkpoints.latest_step() is None:
-        first = setup.initial_model(sizes, data, plan, config.seed) if teacher is None else teacher
+        first = setup.initial_model(sizes, data, plan, config.seed, partition) if teacher is None else teacher
         # Buffers of its own: the step donates the state, the teacher must outlive it.
-        state = jax.jit(lambda params: initial_state(jax.tree.map(jnp.copy, params), tx), out_shardings=replicated)(
-            first
-        )
+        state = jax.jit(lambda params: initial_state(jax.tree.map(jnp.copy, params), tx), out_shardings=where)(first)
     else:
-        abstract = jax.eval_shape(lambda params: initial_state(params, tx), template)
-        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), abstract)
         state = checkpoints.restore(abstract, batches)
     step = int(state.step)
     _describe(stage, state, plan, step, section.steps)
@@ -122,8 +121,7 @@ def run(config: ConfigDict, stage: str, workdir: pathlib.Path) -> TrainState:
     with stop_on_signal() as stop, track(section.steps - step, stage) as progress:
         while step < section.steps and not stop.requested_anywhere():
             checkpoints.save(step, state, batches)  # before the next batch is drawn
-            batch = next(batches)
-            batch = jax.tree.map(lambda x: jax.make_array_from_process_local_data(by_row, x), batch)
+            batch = partition.global_batch(next(batches), batch_size)
             state, metrics = update(state, teacher, batch)
             step += 1
             throughput.add(frames=frames, tokens=tokens)

@@ -1,4 +1,4 @@
-"""AdamW with one learning-rate schedule, an update that refuses non-finite numbers, and the averaged weights.
+"""AdamW or Muon with one learning-rate schedule, an update that refuses non-finite numbers, and the averaged weights.
 
 Everything is a function of pytrees: parameters are an nnx module used as a pytree, gradients and averages
 mirror it.
@@ -17,8 +17,10 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 Params = Any
+_NAMES = ("adamw", "muon")
 _SCHEDULES = ("constant", "cosine")
 _FIELDS = (
+    "name",
     "learning_rate",
     "warmup_steps",
     "total_steps",
@@ -34,14 +36,18 @@ _STACKING_AXIS = "layers"
 
 
 def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
-    """Builds AdamW (Loshchilov and Hutter, 2019) behind global-norm clipping.
+    """Builds the optimizer behind global-norm clipping.
 
     The gradient is scaled down to `clip_norm` when its global norm is larger; weight decay is decoupled and
-    multiplied by the learning rate. Weight decay touches matrices only: see `decay_mask`. Moments are float32
-    whatever the dtype of the parameters.
+    multiplied by the learning rate. Moments are float32 whatever the dtype of the parameters.
+
+    "adamw" is AdamW (Loshchilov and Hutter, 2019); weight decay touches matrices only: see `decay_mask`. "muon" is Muon
+    (Jordan et al., 2024) for the matrices of the layers, each query, key, value, gate on its own, with momentum `b1` and
+    updates of AdamW's size (root mean square 0.2, arXiv 2502.16982), so that AdamW's learning rate serves; everything
+    else, embeddings and heads among it, takes AdamW without decay.
 
     Args:
-        config: The fields `learning_rate`, `warmup_steps`, `total_steps`, `schedule` ("constant" or
+        config: The fields `name` ("adamw" or "muon"), `learning_rate`, `warmup_steps`, `total_steps`, `schedule` ("constant" or
             "cosine"), `final_scale` (where the cosine ends, as a fraction of `learning_rate`), `b1`, `b2`,
             `weight_decay` and `clip_norm` (global norm; `inf` never clips).
 
@@ -52,14 +58,20 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
         ValueError: If a field is missing, unknown or out of range; the message names it.
     """
     fields = _valid_fields(config)
-    adamw = optax.adamw(
-        learning_rate(config),
-        b1=fields["b1"],
-        b2=fields["b2"],
-        weight_decay=fields["weight_decay"],
-        mask=decay_mask,
-    )
-    return _in_float32(optax.chain(optax.clip_by_global_norm(fields["clip_norm"]), adamw))
+    rate, decay = learning_rate(config), fields["weight_decay"]
+    if fields["name"] == "adamw":
+        descend = optax.adamw(rate, b1=fields["b1"], b2=fields["b2"], weight_decay=decay, mask=decay_mask)
+    else:
+        descend = optax.contrib.muon(
+            rate,
+            beta=fields["b1"],
+            weight_decay=decay,
+            adam_b1=fields["b1"],
+            adam_b2=fields["b2"],
+            muon_weight_dimension_numbers=muon_axes,
+            consistent_rms=0.2,
+        )
+    return _in_float32(optax.chain(optax.clip_by_global_norm(fields["clip_norm"]), descend))
 
 
 def learning_rate(config: ConfigDict) -> Callable[[jax.typing.ArrayLike], jax.Array]:
@@ -117,6 +129,31 @@ def decay_mask(params: Params) -> Params:
 
         # Mapping over the variable itself keeps the structure that optax compares with the parameters.
         return jax.tree.map(decays, leaf)
+
+    return jax.tree.map(mark, params, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+
+
+def muon_axes(params: Params) -> Params:
+    """The axes that Muon multiplies along: those of stacked matrices, from the first to the last named one.
+
+    Args:
+        params: An nnx module in tree mode.
+
+    Returns:
+        The same structure with `MuonDimensionNumbers`, or None for what is no matrix of a stacked layer.
+    """
+
+    def mark(leaf: Any) -> Any:
+        axes = leaf.get_metadata().get("axes") if isinstance(leaf, nnx.Variable) else None
+
+        def along(value: Any) -> optax.contrib.MuonDimensionNumbers | None:
+            whole = () if axes is None else (_STACKING_AXIS,) * (jnp.ndim(value) - len(axes)) + tuple(axes)
+            named = [place for place, axis in enumerate(whole) if axis not in (None, _STACKING_AXIS)]
+            if _STACKING_AXIS not in whole or len(named) != 2:
+                return None
+            return optax.contrib.MuonDimensionNumbers(*named)
+
+        return jax.tree.map(along, leaf)
 
     return jax.tree.map(mark, params, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
 
@@ -199,6 +236,8 @@ def _valid_fields(config: ConfigDict) -> dict[str, Any]:
     missing, unknown = sorted(set(_FIELDS) - set(fields)), sorted(set(fields) - set(_FIELDS))
     if missing or unknown:
         raise ValueError(f"optimizer: missing fields {missing}, unknown fields {unknown}; it takes {_FIELDS}")
+    if fields["name"] not in _NAMES:
+        raise ValueError(f"optimizer.name is {fields['name']!r}; choose one of {_NAMES}")
     if fields["schedule"] not in _SCHEDULES:
         raise ValueError(f"optimizer.schedule is {fields['schedule']!r}; choose one of {_SCHEDULES}")
     warmup = fields["warmup_steps"]

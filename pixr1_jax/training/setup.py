@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -21,10 +21,12 @@ from data_pipelines.row_layout import TokenSpec
 from data_pipelines.shards import Dataset, open_dataset
 from pixr1_jax.attention.blocks import MemoryPolicy
 from pixr1_jax.core.config import ConfigError, freeze
+from pixr1_jax.core.partition import MeshShape, Partition, Rules, make_mesh
 from pixr1_jax.core.rng import Purpose, purpose_key
 from pixr1_jax.objectives.flow_map import FlowMap
 from pixr1_jax.objectives.pretrain import Pretrain
 from pixr1_jax.objectives.tasks import TimeSampling
+from pixr1_jax.omni import layers as nn
 from pixr1_jax.omni import principal, tokens
 from pixr1_jax.omni.model import Omni, OmniConfig
 
@@ -53,6 +55,21 @@ def model_config(config: ConfigDict) -> OmniConfig:
     spec = freeze(TokenSpec, config.tokens, "tokens")
     policy = freeze(MemoryPolicy, config.memory, "memory")
     return freeze(OmniConfig, ConfigDict(fields), "model", tokens=spec, memory=policy)
+
+
+def partition(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Partition:
+    """The mesh of the section `mesh` over all devices, or over those given, and the rules.
+
+    Raises:
+      PartitionError: The mesh does not fit the devices.
+    """
+    section = freeze(_MeshSection, config.mesh, "mesh")
+    return Partition(make_mesh(section, devices), Rules(), section.context_parallel)
+
+
+@dataclasses.dataclass(frozen=True)
+class _MeshSection(MeshShape):
+    context_parallel: str
 
 
 def open_data(config: ConfigDict, workdir: pathlib.Path) -> Dataset | LivePlayground | dict[str, Dataset]:
@@ -132,9 +149,41 @@ def max_keys(config: OmniConfig, plan: PackPlan | Mixture | LivePlan, window_chu
     return min(seen, budget.always(policy, chunk=chunk, head=head, text=text) + budget.most)
 
 
-def initial_model(config: OmniConfig, readers: Readers, plan: PackPlan | Mixture | LivePlan, seed: int) -> Omni:
-    """A new model whose embeddings are the principal components of the plan's first rows."""
-    model = jax.jit(lambda key: Omni(config, key))(purpose_key(seed, Purpose.INIT))
+def initial_model(
+    config: OmniConfig,
+    readers: Readers,
+    plan: PackPlan | Mixture | LivePlan,
+    seed: int,
+    partition: Partition | None = None,
+) -> Omni:
+    """A new model whose embeddings are the principal components of the plan's first rows, laid out by `partition`.
+
+    Every process fits the embeddings by itself, to the same rows; the layers are made where they belong.
+    """
+    key = purpose_key(seed, Purpose.INIT)
+    outside = jax.jit(lambda key: _split(Omni(config, key))[0])(key)
+    outside = jax.tree.map(np.asarray, _fitted(outside, config, readers, plan))
+    make = lambda key, outside: _join(outside, _split(Omni(config, key))[1])
+    shardings = None if partition is None else partition.shardings(jax.eval_shape(make, key, outside))
+    return jax.jit(make, out_shardings=shardings)(key, outside)
+
+
+def _split(model: Omni) -> tuple[Omni, nn.Layer]:
+    """A model without its layers, and the layers."""
+    model = jax.tree.map(lambda x: x, model)
+    layers, model.layers = model.layers, None
+    return model, layers
+
+
+def _join(outside: Omni, layers: nn.Layer) -> Omni:
+    """The inverse of `_split`."""
+    model = jax.tree.map(lambda x: x, outside)
+    model.layers = layers
+    return model
+
+
+def _fitted(model: Omni, config: OmniConfig, readers: Readers, plan: PackPlan | Mixture | LivePlan) -> Omni:
+    """The model with its embeddings and forecast fitted to the plan's first rows."""
     source = row_source(readers, plan, config.tokens)
     content = jax.jit(lambda batch: tokens.content(config, batch))
     video, audio, patches_of, before, held = [], [], [], [], []
@@ -164,8 +213,10 @@ def initial_model(config: OmniConfig, readers: Readers, plan: PackPlan | Mixture
     return principal.initialise_forecast(model, join(patches_of), join(before), join(held), noise)
 
 
-def objective(config: ConfigDict, stage: str, plan: PackPlan | Mixture | LivePlan) -> Pretrain | FlowMap:
-    """The objective of a stage, from its section `objective`."""
+def objective(
+    config: ConfigDict, stage: str, plan: PackPlan | Mixture | LivePlan, partition: Partition | None = None
+) -> Pretrain | FlowMap:
+    """The objective of a stage, from its section `objective`, on a mesh if there is one."""
     sizes = model_config(config)
     fields: dict[str, Any] = dict(config[stage].objective)
     sampling_fields = {field.name for field in dataclasses.fields(TimeSampling)}
@@ -181,4 +232,5 @@ def objective(config: ConfigDict, stage: str, plan: PackPlan | Mixture | LivePla
         sampling=freeze(TimeSampling, ConfigDict(sampling), f"{stage}.objective"),
         clean_blocks=plan.row_spec.clean_blocks,
         max_keys=max_keys(sizes, plan, config.pack.window_chunks, ramped=kind is Pretrain),
+        partition=partition,
     )

@@ -1,8 +1,8 @@
 """The state of training, and the one jitted step that moves it."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,27 @@ from pixr1_jax.omni.model import Omni
 from pixr1_jax.training.optimizer import ema_update, guarded_update
 
 Batch = Mapping[str, jax.Array]
-LossFunction = Callable[[Omni, Omni | None, Batch, int, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
+Metrics = dict[str, jax.Array]
+
+
+class Objective(Protocol):
+    """What a step needs of an objective; `objectives.pretrain.Pretrain` says what the methods mean."""
+
+    def masses(self, batch: Batch, seed: int, step: jax.Array) -> Mapping[str, jax.Array]:
+        """What the loss of a batch that is taken in parts divides by."""
+        ...
+
+    def loss(
+        self,
+        params: Omni,
+        teacher: Omni | None,
+        batch: Batch,
+        seed: int,
+        step: jax.Array,
+        whole: Mapping[str, jax.Array] | None = None,
+    ) -> tuple[jax.Array, Metrics]:
+        """Loss and metrics of a batch or of a part of one."""
+        ...
 
 
 @jax.tree_util.register_dataclass
@@ -50,16 +70,21 @@ def train_step(
     teacher: Omni | None,
     batch: Batch,
     *,
-    loss: LossFunction,
+    objective: Objective,
     tx: optax.GradientTransformation,
     seed: int,
     ema_decay: float,
-) -> tuple[TrainState, dict[str, jax.Array]]:
+    accumulate: int,
+) -> tuple[TrainState, Metrics]:
     """One step of an objective: loss, gradient, guarded update, average.
 
-    A step whose loss or gradient is not finite changes nothing but the counters.
+    A step whose loss or gradient is not finite changes nothing but the counters. With `accumulate` above 1 the rows are
+    taken in so many parts, one after the other; loss and gradient are those of the whole batch all the same.
+
+    Raises:
+      ValueError: The rows do not divide into the parts.
     """
-    (value, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(state.params, teacher, batch, seed, state.step)
+    value, metrics, gradient = gradients(objective, state.params, teacher, batch, seed, state.step, accumulate)
     params, opt_state, finite, norm = guarded_update(tx, gradient, state.opt_state, state.params, loss=value)
     ema = ema_update(state.ema, params, ema_decay, state.step)
     ema = jax.tree.map(lambda new, old: jnp.where(finite, new, old), ema, state.ema)
@@ -79,3 +104,35 @@ def train_step(
         "skipped_in_a_row": state.skipped_in_a_row,
     }
     return state, metrics
+
+
+def gradients(
+    objective: Objective,
+    params: Omni,
+    teacher: Omni | None,
+    batch: Batch,
+    seed: int,
+    step: jax.Array,
+    accumulate: int,
+) -> tuple[jax.Array, Metrics, Omni]:
+    """Loss, metrics and gradient of a batch, taken in `accumulate` parts."""
+    run = jax.value_and_grad(objective.loss, has_aux=True)
+    if accumulate == 1:
+        (value, metrics), gradient = run(params, teacher, batch, seed, step)
+        return value, metrics, gradient
+    rows = next(iter(batch.values())).shape[0]
+    if accumulate < 1 or rows % accumulate:
+        raise ValueError(f"pack.batch_rows={rows} must be a multiple of accumulate={accumulate}")
+    whole = objective.masses(batch, seed, step)
+    # Every n-th row makes a part, so that each device keeps the rows that it has.
+    parts = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(rows // accumulate, accumulate, *x.shape[1:]), 0, 1), batch)
+
+    def add(total, part):
+        (value, metrics), gradient = run(params, teacher, part, seed, step, whole)
+        return jax.tree.map(jnp.add, total, (value, metrics, gradient)), None
+
+    one = jax.tree.map(lambda x: x[0], parts)
+    (value, metrics), gradient = jax.eval_shape(lambda: run(params, teacher, one, seed, step, whole))
+    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (value, metrics, gradient))
+    (value, metrics, gradient), _ = jax.lax.scan(add, nothing, parts)
+    return value, metrics, gradient

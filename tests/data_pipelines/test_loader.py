@@ -139,12 +139,25 @@ def expected_text(clip: Clip, start: int, frames: int) -> str:
     return "".join(texts)
 
 
+def part(batch_size, process, processes):
+    """The rows of one of several processes that share a batch equally."""
+    each = batch_size // processes
+    return range(process * each, (process + 1) * each)
+
+
+def test_a_process_may_read_any_places_of_a_batch(dataset, plan):
+    source = row_source(dataset, plan, SPEC)
+    iterator = make_iterator(dataset, plan, batch_size=4, threads=2, prefetch=2, rows=(0, 3))
+    for batch in range(3):
+        assert_same(next(iterator), stack([source[4 * batch], source[4 * batch + 3]]))
+
+
 @pytest.mark.parametrize("processes", [1, 2, 4])
 def test_global_batches_are_plan_rows_for_any_number_of_processes(dataset, plan, processes):
     source = row_source(dataset, plan, SPEC)
     iterators = [
         make_iterator(
-            dataset, plan, batch_size=4, threads=2, prefetch=2, process_index=process, process_count=processes
+            dataset, plan, batch_size=4, threads=2, prefetch=2, rows=part(4, process, processes)
         )
         for process in range(processes)
     ]
@@ -163,8 +176,7 @@ def test_a_saved_position_continues_with_the_same_batches(dataset, plan, threads
             batch_size=4,
             threads=threads,
             prefetch=3,
-            process_index=process,
-            process_count=processes,
+            rows=part(4, process, processes),
         )
 
     iterator = make()
@@ -258,15 +270,13 @@ def test_windows_alone_are_read_where_the_cache_is_small():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (
-            {"batch_size": 6, "process_count": 4},
-            "batch_size=6 must be a positive multiple of process_count=4",
-        ),
         ({"batch_size": 0}, "batch_size=0"),
-        ({"batch_size": 4, "process_count": 2, "process_index": 2}, "process_index=2 must be from 0 to 1"),
+        ({"batch_size": 4, "rows": (2, 4)}, "must be places from 0 to 3, ascending"),
+        ({"batch_size": 4, "rows": (2, 1)}, "must be places from 0 to 3, ascending"),
+        ({"batch_size": 4, "rows": ()}, "must be places from 0 to 3, ascending"),
     ],
 )
-def test_batches_that_cannot_be_divided_are_refused(dataset, plan, arguments, message):
+def test_rows_that_are_no_places_of_a_batch_are_refused(dataset, plan, arguments, message):
     with pytest.raises(ValueError, match=message):
         make_iterator(dataset, plan, threads=0, prefetch=0, **arguments)
 
@@ -365,8 +375,7 @@ def test_hosts_and_restarts_see_the_same_mixture_with_its_bad_records(row_blocks
                 batch_size=4,
                 threads=2,
                 prefetch=2,
-                process_index=process,
-                process_count=processes,
+                rows=part(4, process, processes),
                 cache_mb=cache_mb,
                 max_bad=0.5,
             )

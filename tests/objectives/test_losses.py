@@ -54,10 +54,10 @@ def test_means_and_bins_value_by_value():
     error = Signals(rng.random((2, 5, 3)).astype(np.float32), rng.random((2, 4, 2)).astype(np.float32))
     weights = Signals((rng.random((2, 5, 3)) < 0.6).astype(np.float32), (rng.random((2, 4, 1)) < 0.6) * 1.0)
     time = Signals(rng.choice([0.0, 0.1, 0.3, 0.5, 0.9, 1.0], (2, 5, 1)), rng.random((2, 4, 1)))
-    means, bins = losses.by_modality(error, weights, time)
-    assert set(means) == {"video", "audio"}
-    assert set(bins) == {f"{name}/t{i}" for name in means for i in range(4)}
-    for name in means:
+    means = losses.by_modality(error, weights, time, losses.masses(weights, time))
+    names = ("video", "audio")
+    assert set(means) == {*names, *(f"{name}/t{i}" for name in names for i in range(4))}
+    for name in names:
         e, w, t = (np.asarray(getattr(x, name)) for x in (error, weights, time))
         values = {i: [] for i in range(4)}
         for row, token, value in np.ndindex(*e.shape):
@@ -65,18 +65,19 @@ def test_means_and_bins_value_by_value():
                 values[min(int(t[row, token, 0] * 4), 3)].append(e[row, token, value])
         np.testing.assert_allclose(means[name], np.mean(sum(values.values(), [])), rtol=1e-5)
         for i in range(4):
-            np.testing.assert_allclose(bins[f"{name}/t{i}"], np.mean(values[i]) if values[i] else 0.0, rtol=1e-5)
+            np.testing.assert_allclose(means[f"{name}/t{i}"], np.mean(values[i]) if values[i] else 0.0, rtol=1e-5)
 
 
 def test_nothing_to_learn_is_a_loss_of_zero():
     error = Signals(jnp.ones((1, 2, 3)), jnp.ones((1, 2, 3)))
     nothing = Signals(jnp.zeros((1, 2, 3)), jnp.zeros((1, 2, 1)))
     time = Signals(jnp.zeros((1, 2, 1)), jnp.zeros((1, 2, 1)))
-    means, bins = losses.by_modality(error, nothing, time)
-    assert {float(value) for value in (means | bins).values()} == {0.0}
+    means = losses.by_modality(error, nothing, time, losses.masses(nothing, time))
+    assert {float(value) for value in means.values()} == {0.0}
 
 
 def test_a_silent_model_has_no_audio_loss():
     video, silent = jnp.ones((1, 2, 3)), jnp.ones((1, 0, 1))
-    means, bins = losses.by_modality(*[Signals(video, silent)] * 2, Signals(video[..., :1], silent))
-    assert set(means) == {"video"} and len(bins) == 4
+    weights, time = Signals(video, silent), Signals(video[..., :1], silent)
+    means = losses.by_modality(weights, weights, time, losses.masses(weights, time))
+    assert set(means) == {"video", *(f"video/t{i}" for i in range(4))}

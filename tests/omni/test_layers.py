@@ -36,7 +36,7 @@ def test_dense_param_has_the_variance_it_says():
 
 
 def test_patch_embedding_and_head_are_low_rank_maps():
-    embed = layers.PatchEmbed(jax.random.key(0), 20, 3, 8)
+    embed = layers.PatchEmbed(jax.random.key(0), 20, 3, 8, "patch")
     embed.mean[...] = jnp.asarray(random(0, 20))
     x = random(1, 50, 20)
     down, up = np.asarray(embed.down[...]), np.asarray(embed.up[...])
@@ -44,7 +44,7 @@ def test_patch_embedding_and_head_are_low_rank_maps():
     np.testing.assert_allclose(out, (x - np.asarray(embed.mean[...])) @ down @ up, atol=1e-4)
     assert np.linalg.matrix_rank(out, tol=1e-3) == 3
 
-    head = layers.PatchHead(jax.random.key(0), 20, 3, 8)
+    head = layers.PatchHead(jax.random.key(0), 20, 3, 8, "patch")
     head.mean[...] = jnp.asarray(random(2, 20))
     y = jnp.asarray(random(3, 50, 8))
     np.testing.assert_array_equal(head(y), np.broadcast_to(head.mean[...], (50, 20)))  # starts at the mean
@@ -84,7 +84,7 @@ def test_queries_and_keys_are_normalised_and_values_are_not():
     layer.query_scale[...], layer.key_scale[...] = jnp.full(8, 1.5), jnp.asarray(random(5, 8))
     x = random(0, 2, 3, 16)
     q, k, v = (np.asarray(y) for y in layer.qkv_heads(jnp.asarray(x), 2))
-    raw = [part.reshape(2, 3, 2, 8) for part in np.split(x @ np.asarray(layer.qkv[...]), 3, axis=-1)]
+    raw = [part.reshape(2, 3, 2, 8) for part in np.moveaxis(np.tensordot(x, np.asarray(layer.qkv[...]), 1), 2, 0)]
     np.testing.assert_allclose(q, normalised(raw[0], 1.5), atol=1e-4)
     np.testing.assert_allclose(k, normalised(raw[1], random(5, 8)), atol=1e-4)
     np.testing.assert_allclose(v, raw[2], atol=1e-5)
@@ -95,7 +95,7 @@ def test_queries_and_keys_are_normalised_and_values_are_not():
 def test_mlp_is_swiglu():
     layer = layers.Layer(jax.random.key(0), 16, 2, 8, 24)
     x = random(0, 2, 3, 16)
-    gate, value = np.split(x @ np.asarray(layer.up[...]), 2, axis=-1)
+    gate, value = np.moveaxis(np.tensordot(x, np.asarray(layer.up[...]), 1), 2, 0)
     expected = (gate / (1 + np.exp(-gate)) * value) @ np.asarray(layer.down[...])
     np.testing.assert_allclose(layer.mlp(jnp.asarray(x)), expected, atol=1e-5)
 
@@ -150,7 +150,7 @@ def test_look_back_reads_the_named_places_and_zero_for_none():
 
 
 def test_a_head_starts_from_what_is_known_beforehand():
-    head = layers.PatchHead(jax.random.key(0), 20, 3, 8)
+    head = layers.PatchHead(jax.random.key(0), 20, 3, 8, "patch")
     known = random(0, 4, 3)
     out = head(jnp.asarray(random(1, 4, 8)), jnp.asarray(known))
     np.testing.assert_allclose(out, known @ np.asarray(head.up[...]), atol=1e-5)

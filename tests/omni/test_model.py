@@ -50,7 +50,7 @@ def plain_transformer(config, model, x, modulation, position, mask):
         parts = np.split(modulation + p.modulation[...], 6, axis=-1)
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = parts
         h = norm(x) * (1 + scale_a) + shift_a
-        q, k, v = (y.reshape(*x.shape[:2], config.heads, -1) for y in np.split(h @ p.qkv[...], 3, axis=-1))
+        q, k, v = (y.reshape(*x.shape[:2], config.heads, -1) for y in np.moveaxis(np.tensordot(h, p.qkv[...], 1), 2, 0))
         q, k = norm(q, p.query_scale[...]), norm(k, p.key_scale[...])
         q, k = (turned(y, position, config.head_dim) for y in (q, k))
         scores = np.einsum("bqhd,bkhd->bhqk", q, k) / np.sqrt(config.head_dim)
@@ -60,7 +60,7 @@ def plain_transformer(config, model, x, modulation, position, mask):
             weights = np.nan_to_num(weights / weights.sum(-1, keepdims=True))
         mixed = np.einsum("bhqk,bkhd->bqhd", weights, v).reshape(*x.shape[:2], -1)
         x = x + gate_a * (mixed @ p.out[...])
-        gate, value = np.split((norm(x) * (1 + scale_m) + shift_m) @ p.up[...], 2, axis=-1)
+        gate, value = np.moveaxis(np.tensordot(norm(x) * (1 + scale_m) + shift_m, p.up[...], 1), 2, 0)
         x = x + gate_m * ((silu(gate) * value) @ p.down[...])
     return norm(x)
 

@@ -17,6 +17,7 @@ from pixr1_jax.training import optimizer
 
 def make_config(**changes: Any) -> ConfigDict:
     config = dict(
+        name="adamw",
         learning_rate=1e-2,
         warmup_steps=4,
         total_steps=20,

@@ -1,5 +1,6 @@
 """One step of training: what it moves, and what a step that is not finite leaves alone."""
 
+import types
 from functools import partial
 
 import jax
@@ -16,6 +17,7 @@ from pixr1_jax.training.state import initial_state, train_step
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 OPTIMIZER = {
+    "name": "adamw",
     "learning_rate": 0.1,
     "warmup_steps": 0,
     "total_steps": 10,
@@ -31,7 +33,8 @@ OPTIMIZER = {
 def make(loss, params, **rest):
     """A jitted step over a plain dict of arrays, and the first state."""
     tx = make_optimizer(ConfigDict(OPTIMIZER))
-    step = jax.jit(partial(train_step, loss=loss, tx=tx, **({"seed": 7, "ema_decay": 0.5} | rest)))
+    fields = {"objective": types.SimpleNamespace(loss=loss), "seed": 7, "ema_decay": 0.5, "accumulate": 1} | rest
+    step = jax.jit(partial(train_step, tx=tx, **fields))
     return step, initial_state(params, tx)
 
 
