@@ -58,5 +58,5 @@ class _Plain:
         return jax.jvp(run, (q, k, v, pooled), (dq, dk, dv, d_tail))
 
 
-def _tail(pooled, weight) -> Tail | None:
-    return None if pooled is None else Tail(*pooled, weight)
+def _tail(pooled: tuple[jax.Array, jax.Array] | None, weight: jax.Array | None) -> Tail | None:
+    return None if pooled is None or weight is None else Tail(*pooled, weight)

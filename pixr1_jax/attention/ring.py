@@ -1,10 +1,10 @@
 """Ring attention over block lists: attention whose queries and keys are spread over the devices of a mesh axis.
 
 Each device keeps its queries, and the shards of keys and values travel round (Liu et al. 2023, arXiv 2310.01889). A
-device passes a shard on before it reads it, so that the way of the next one is hidden behind its work. It reads what
-its lists name, which may be nothing at all: then it computes nothing. Parts are put together by their softmax
-denominators in float32. Backwards the gradients of a shard travel with it, in float32, and the last step brings them
-home.
+device passes a shard on while it reads it, and waits for the next only then, so it holds two shards at any time. It
+reads what its lists name, which may be nothing at all: then it computes nothing. Parts are put together by their
+softmax denominators in float32. Backwards the gradients of a shard travel with it, in float32, and the last step
+brings them home.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from pixr1_jax.attention.blocks import BlockLists, Tail
 from pixr1_jax.attention.shards import Shards
 
 BACKENDS = api.KERNELS | {name: plain.backend(attend) for name, attend in api.PLAIN.items()}
-UNROLLED = 8  # devices of the largest ring whose steps are written out, which lets the compiler overlap them freely
+UNROLLED = 8  # devices of the largest ring whose steps are written out, which spares the loop's copies
 
 _Shard = tuple[jax.Array, jax.Array]  # keys and values
 
@@ -198,16 +198,18 @@ class _Ring:
         size, mine = self.shards.size, jax.lax.axis_index(self.axis)
         if size == 1:
             return first(mine, shard)
-        arriving = self._pass_on(shard)
-        sums = first(mine, shard)
 
-        def turn(state, distance):
+        def turn(shard, work):
+            # No shard is passed on before the last is read: the compiler would let them run ahead and pile up.
+            return jax.lax.optimization_barrier((self._pass_on(shard), work(shard)))
+
+        def later(state, distance):
             shard, sums = state
-            arriving = self._pass_on(shard)
-            return (arriving, add(sums, (mine - distance) % size, shard)), None
+            return turn(shard, lambda shard: add(sums, (mine - distance) % size, shard)), None
 
+        state = turn(shard, lambda shard: first(mine, shard))
         distances = jnp.arange(1, size - 1, dtype=jnp.int32)
-        (shard, sums), _ = jax.lax.scan(turn, (arriving, sums), distances, unroll=size <= UNROLLED)
+        (shard, sums), _ = jax.lax.scan(later, state, distances, unroll=size <= UNROLLED)
         return add(sums, (mine + 1) % size, shard)
 
     def _pass_on(self, x):
