@@ -92,7 +92,6 @@ def attend(
     implementation = resolve(implementation, block=block, tile=lists.tile)
     numbers = {"block": block, "scale": scale}
     if implementation in KERNELS:
-        bound = max_logit if max_logit is not None and max_logit <= MAX_LOGIT else None
         return kernels.attend(
             KERNELS[implementation],
             q,
@@ -102,13 +101,19 @@ def attend(
             key_valid,
             past,
             tail,
-            max_logit=bound,
+            max_logit=kernel_bound(max_logit),
             forward_mode=forward_mode,
             **numbers,
         )
     if past is not None:
         k, v = (jnp.concatenate([old, new], axis=1) for old, new in zip(past, (k, v), strict=True))
-    return PLAIN[implementation](q, k, v, lists, key_valid, tail, **numbers)
+    out, _ = PLAIN[implementation](q, k, v, lists, key_valid, tail, **numbers)
+    return out
+
+
+def kernel_bound(max_logit: float | None) -> float | None:
+    """A bound on the absolute scores that spares kernels the running maximum; None where there is no such bound."""
+    return max_logit if max_logit is not None and max_logit <= MAX_LOGIT else None
 
 
 def resolve(implementation: str, *, block: int, tile: int, platform: str | None = None) -> str:

@@ -22,8 +22,23 @@ def attend(
     *,
     block: int,
     scale: float,
-) -> jax.Array:
-    """Softmax attention over listed blocks; see `pixr1_jax.attention.api.attend`."""
+) -> tuple[jax.Array, jax.Array]:
+    """Softmax attention over listed blocks.
+
+    Args:
+      q: As in `pixr1_jax.attention.api.attend`, and so on.
+      k: See `q`.
+      v: See `q`.
+      lists: See `q`.
+      key_valid: See `q`.
+      tail: See `q`.
+      block: See `q`.
+      scale: See `q`.
+
+    Returns:
+      Output, and the logarithm of the softmax's denominator, float32 [batch, heads, query_tokens], -inf where nothing
+      is read.
+    """
     batch, queries, heads, dim = q.shape
     tiles, max_keys = lists.indices.shape[2:]
     tokens = lists.tile * block  # of a tile
@@ -49,13 +64,14 @@ def attend(
     read = max_keys * block + (key_valid.shape[1] if tail is not None else 0)
     groups = _groups(tiles, batch * heads * tokens * read)
     if groups == 1:
-        out = group(parts)
+        out, lse = group(parts)
     else:
         split = lambda x: jnp.moveaxis(x.reshape(*x.shape[:2], groups, tiles // groups, *x.shape[3:]), 2, 0)
         step = jax.checkpoint(lambda _, parts: (None, group(parts)))
-        _, out = jax.lax.scan(step, None, jax.tree.map(split, parts))
-        out = jnp.moveaxis(out, 0, 2)
-    return jnp.moveaxis(out.reshape(batch, heads, -1, dim), 1, 2)[:, :queries]
+        _, results = jax.lax.scan(step, None, jax.tree.map(split, parts))
+        out, lse = (jnp.moveaxis(x, 0, 2) for x in results)
+    out = jnp.moveaxis(out.reshape(batch, heads, -1, dim), 1, 2)[:, :queries]
+    return out, lse.reshape(batch, heads, -1)[:, :, :queries]
 
 
 def _groups(tiles: int, scores_per_tile: int) -> int:
@@ -94,10 +110,13 @@ def _attend_tiles(q, indices, seen, counts, weight, k, v, key_valid, tail: Tail 
     peak = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True, where=shares > 0, initial=-1e30))
     weights = jnp.where(shares > 0, shares * jnp.exp(jnp.where(shares > 0, scores - peak, 0.0)), 0.0)
     total = weights.sum(axis=-1).reshape(*q.shape[:4], 1)
+    read = total > 0
+    total = jnp.where(read, total, 1.0)
+    lse = jnp.where(read, jnp.log(total) + peak.reshape(total.shape), -jnp.inf)[..., 0]
     weights = weights.astype(v.dtype).reshape(*q.shape[:4], -1)
     listed_keys = keys.shape[3]
     mix = lambda spec, weights, values: jnp.einsum(spec, weights, values, preferred_element_type=jnp.float32)
     out = mix("bhtqk,bhtkd->bhtqd", weights[..., :listed_keys], values)
     if tail is not None:
         out += mix("bhtqk,bhkd->bhtqd", weights[..., listed_keys:], tail.value)
-    return (out / jnp.where(total > 0, total, 1.0)).astype(q.dtype)
+    return (out / total).astype(q.dtype), lse

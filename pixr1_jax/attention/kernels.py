@@ -90,8 +90,28 @@ def attend(
         tail=pooled,
     )
     fixed = Fixed(lists, key_valid, None if tail is None else jax.lax.stop_gradient(tail.weight))
+    moving = _varying_alike(moving, fixed)
     out = _attend(Options(backend, block, scale, max_logit, forward_mode), moving, fixed)
     return heads_first(out)[:, : q.shape[1]]
+
+
+def _varying_alike(moving: Moving, fixed: Fixed) -> Moving:
+    """Under `shard_map` a gradient varies over each mesh axis over which any input does, so what it is of must too."""
+    every = frozenset().union(*map(_axes, jax.tree.leaves((moving, fixed))))
+    return jax.tree.map(lambda x: _vary(x, every), moving)
+
+
+def zeros(shape: tuple[int, ...], like: jax.Array) -> jax.Array:
+    """Zeros in the dtype of `like` that, under `shard_map`, vary over the mesh axes over which it does."""
+    return _vary(jnp.zeros(shape, like.dtype), _axes(like))
+
+
+def _axes(x: jax.Array) -> frozenset[str]:
+    return jax.typeof(x).manual_axis_type.varying
+
+
+def _vary(x: jax.Array, axes: frozenset[str]) -> jax.Array:
+    return jax.lax.pcast(x, tuple(sorted(axes - _axes(x))), to="varying")
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -136,7 +156,7 @@ def _rule(options: Options, primals, tangents):
         """The whole direction, from those of its leaves that are not zero."""
         live = iter(live)
         whole = [
-            next(live) if moved else jnp.zeros(leaf.shape, leaf.dtype)
+            next(live) if moved else zeros(leaf.shape, leaf)
             for moved, leaf in zip(moves, jax.tree.leaves(moving), strict=True)
         ]
         return jax.tree.unflatten(structure, whole)

@@ -60,8 +60,8 @@ def attend(
     *,
     block: int,
     scale: float,
-) -> jax.Array:
-    """Softmax attention, computed densely in float32; see `pixr1_jax.attention.api.attend`."""
+) -> tuple[jax.Array, jax.Array]:
+    """Softmax attention, computed densely in float32; arguments and results as of `gather.attend`."""
     batch, queries, heads, _ = q.shape
     mask = dense_mask(lists, key_valid, queries // block, block)[..., None, :]
     # Padding may hold anything, NaN included: it is cleared, since a weight of zero alone would keep it.
@@ -80,10 +80,12 @@ def attend(
     scores += bias
     peak = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
     weights = jnp.where(readable, jnp.exp(scores - peak), 0.0)
-    weights /= jnp.where(readable, weights.sum(axis=-1, keepdims=True), 1.0)
+    total = jnp.where(readable, weights.sum(axis=-1, keepdims=True), 1.0)
+    lse = jnp.where(readable, jnp.log(total) + peak, -jnp.inf).reshape(batch, heads, queries)
+    weights /= total
     weights = weights.reshape(batch, heads, queries, -1)
     out = jnp.einsum("bhqk,bkhd->bqhd", weights, v32, precision=jax.lax.Precision.HIGHEST)
-    return out.astype(q.dtype)
+    return out.astype(q.dtype), lse
 
 
 def _scores(q: jax.Array, k: jax.Array, scale: float, block: int) -> jax.Array:

@@ -107,7 +107,7 @@ def exact(p: Problem, case: Case):
             weight = jnp.pad(p.tail.weight, [(0, 0), (0, 0), (0, rows), (0, 0)])
             tail = Tail(swap(pooled[0]), swap(pooled[1]), weight)
         options = {"block": case.block, "scale": case.options["scale"]}
-        return swap(reference.attend(swap(q), swap(k), swap(v), p.lists, p.valid, tail, **options))
+        return swap(reference.attend(swap(q), swap(k), swap(v), p.lists, p.valid, tail, **options)[0])
 
     tensors, moves = [clean(p, x) for x in p.main], [clean(p, x) for x in p.moves]
     if p.tail is not None:
