@@ -82,9 +82,7 @@ def train(config: ConfigDict, dataset: Dataset, seed: int, update, judge) -> dic
     plan, sizes = setup.pack_plan(config, dataset), setup.model_config(config)
     model = setup.initial_model(sizes, dataset, plan, seed)
     state = jax.jit(lambda model: initial_state(model, make_optimizer(config.train.optimizer)))(model)
-    batches = make_iterator(
-        dataset, plan, batch_size=config.pack.batch_rows, threads=1, prefetch=4
-    )
+    batches = make_iterator(dataset, plan, batch_size=config.pack.batch_rows, threads=1, prefetch=4)
     seconds, losses = [], []
     for _ in range(config.train.steps):
         batch = next(batches)

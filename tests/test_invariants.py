@@ -59,7 +59,9 @@ def run_predict(setting):
 
     @jax.jit
     def run(batch, context, noisy, cells, drop):
-        return predict(model, config, batch, context, noisy, cells, drop, clean_blocks=room.clean_blocks, max_keys=room.blocks)
+        return predict(
+            model, config, batch, context, noisy, cells, drop, clean_blocks=room.clean_blocks, max_keys=room.blocks
+        )
 
     def call(batch, context, noisy, drop=False, **values):
         rows, chunks = batch["chunk_sample"].shape
@@ -205,7 +207,9 @@ def test_a_budget_of_all_blocks_is_dense_attention_and_a_small_one_is_not(tiny, 
 
     def run(attention):
         sizes = dataclasses.replace(config, attention=attention)
-        call = lambda *x: predict(model, sizes, batch, *x, cells, drop, clean_blocks=room.clean_blocks, max_keys=room.blocks)
+        call = lambda *x: predict(
+            model, sizes, batch, *x, cells, drop, clean_blocks=room.clean_blocks, max_keys=room.blocks
+        )
         return by_chunk(config, batch, jax.tree.map(np.asarray, jax.jit(call)(clean, noisy)))
 
     dense, everything = (

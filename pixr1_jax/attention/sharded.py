@@ -1,8 +1,8 @@
 """Attention over a mesh: rows and heads divided as they come, the sequence by exchange or by a ring (decision D13).
 
-The compiler can't divide a kernel, so attention runs under `jax.shard_map`. Along "context" every device holds a part of
-the tokens of all its heads. "ulysses" exchanges them for all tokens of a part of the heads and back (arXiv 2309.14509);
-"ring" leaves queries where they are and sends keys round (arXiv 2310.01889).
+The compiler can't divide a kernel, so attention runs under `jax.shard_map`. Along "context" every device holds a part
+of the tokens of all its heads. "ulysses" exchanges them for all tokens of a part of the heads and back (arXiv
+2309.14509); "ring" leaves queries where they are and sends keys round (arXiv 2310.01889).
 """
 
 from functools import partial as bind
@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from jax.sharding import PartitionSpec
 
-from pixr1_jax.attention import api
+from pixr1_jax.attention import api, ring
 from pixr1_jax.attention.blocks import BlockLists, Tail
 from pixr1_jax.core.partition import Partition, PartitionError
 
@@ -65,25 +65,27 @@ def attend(
         None if past is None else (by_token, by_token),
         jax.tree.map(listed, lists),
         PartitionSpec(rows, None),
-        None if tail is None else Tail(by_block, by_block, listed(tail.weight)),
+        None if tail is None else jax.tree.map(lambda x: listed(x) if x is tail.weight else by_block, tail),
     )
 
-    def run(own, past, lists, key_valid, tail):
+    def run(own: tuple[jax.Array, jax.Array, jax.Array], past, lists, key_valid, tail):
         if travelling:
-            raise PartitionError("mesh.context_parallel='ring' is not there yet; use 'ulysses'")
+            return ring.attend(*own, lists, key_valid, past=past, tail=tail, axis=rules.length[0], **options)
         if not exchanged:
             return api.attend(*own, lists, key_valid, past=past, tail=tail, **options)
         gather = bind(jax.lax.all_to_all, axis_name=rules.length, split_axis=2, concat_axis=1, tiled=True)
         scatter = bind(jax.lax.all_to_all, axis_name=rules.length, split_axis=1, concat_axis=2, tiled=True)
-        own, past = jax.tree.map(gather, (own, past))
-        return scatter(api.attend(*own, lists, key_valid, past=past, tail=tail, **options))
+        (q, k, v), past = jax.tree.map(gather, (own, past))
+        return scatter(api.attend(q, k, v, lists, key_valid, past=past, tail=tail, **options))
 
     # Kernels say nothing of how their results vary over the mesh, hence no check of it.
     attend = jax.shard_map(run, mesh=partition.mesh, in_specs=in_specs, out_specs=by_token, check_vma=False)
     return attend((q, k, v), past, lists, key_valid, tail)
 
 
-def _check(partition: Partition, q: jax.Array, lists: BlockLists, exchanged: bool, travelling: bool, block: int) -> None:
+def _check(
+    partition: Partition, q: jax.Array, lists: BlockLists, exchanged: bool, travelling: bool, block: int
+) -> None:
     parts, heads, tensor = partition.size("length"), q.shape[2], partition.size("heads")
     among = tensor * parts if exchanged else tensor
     if heads % among:

@@ -78,7 +78,7 @@ class MeshShape:
         return shape
 
 
-def make_mesh(shape: MeshShape, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(shape: MeshShape, devices: Sequence[Any] | None = None) -> Mesh:
     """The mesh of a shape: neighbours on the inner axes are neighbours in the torus, slices apart.
 
     Args:
@@ -218,9 +218,9 @@ class Partition:
                 if size % count:
                     raise PartitionError(
                         f"{name} {list(leaf.shape)}: its axis {axis!r} of {size} does not divide into {count} "
-                        f"({' x '.join(parts)}); change the size, or mesh.{parts[0]}"
+                        f"({' x '.join(parts)}); change the size or the mesh"
                     )
-            size = math.prod(leaf.shape) * leaf.dtype.itemsize if leaf.dtype != jax.dtypes.float0 else 0
+            size = math.prod(leaf.shape) * leaf.dtype.itemsize
             if divides and sharding.is_fully_replicated and size > largest_replicated:
                 raise PartitionError(
                     f"{name} {list(leaf.shape)}: {size / 2**20:.0f} MiB would lie whole on every device; name its axes "
@@ -246,10 +246,10 @@ class Partition:
         parts = self.size("batch")
         if batch_rows % parts:
             raise PartitionError(
-                f"pack.batch_rows={batch_rows} must be a multiple of {parts} ({' x '.join(self.rules.batch)} of the mesh)"
+                f"pack.batch_rows={batch_rows} must be a multiple of {parts}, the mesh's {' x '.join(self.rules.batch)}"
             )
         places = self.sharding("batch").addressable_devices_indices_map((batch_rows,))
-        return tuple(sorted({row for (where,) in places.values() for row in range(batch_rows)[where]}))
+        return tuple(sorted({row for where in places.values() if where for row in range(batch_rows)[where[0]]}))
 
     def global_batch(self, rows: dict[str, np.ndarray], batch_rows: int) -> dict[str, jax.Array]:
         """The global arrays of a batch, from the rows that `own_rows` names."""
@@ -257,7 +257,10 @@ class Partition:
         sharding = self.sharding("batch")
 
         def place(x: np.ndarray) -> jax.Array:
-            part = lambda index: x[[own[row] for row in range(batch_rows)[index[0]]]]
+            def part(index: Any) -> np.ndarray:
+                start, stop, _ = index[0].indices(batch_rows)
+                return x[own[start] : own[start] + stop - start]  # whoever has the first row has all of them
+
             return jax.make_array_from_callback((batch_rows, *x.shape[1:]), sharding, part)
 
         return {name: place(x) for name, x in rows.items()}

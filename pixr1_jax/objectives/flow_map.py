@@ -11,10 +11,10 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
+from pixr1_jax.core.partition import Partition
 from pixr1_jax.core.rng import Purpose
 from pixr1_jax.objectives import flow, guidance, tasks
 from pixr1_jax.objectives.predict import Batch, denoise, encode_context, predict
-from pixr1_jax.core.partition import Partition
 from pixr1_jax.objectives.pretrain import combine, masses, noised
 from pixr1_jax.omni.model import Omni, OmniConfig
 from pixr1_jax.omni.tokens import Cells, Signals
@@ -67,7 +67,7 @@ class FlowMap:
         step: jax.Array,
         whole: Mapping[str, jax.Array] | None = None,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Loss and metrics of a packed batch, as `Pretrain.loss`; `teacher` are the frozen parameters of the teacher."""
+        """Loss and metrics of a packed batch, as `Pretrain.loss`; `teacher` are frozen parameters."""
         assert teacher is not None, "distillation needs a teacher"
         config, spec = self.model, self.model.tokens
         scene = noised(config, self.sampling, batch, seed, step)

@@ -90,8 +90,8 @@ def block_order(clean_blocks: int, blocks: int, parts: int) -> np.ndarray:
     halves = np.arange(clean_blocks), np.arange(clean_blocks, blocks)
     if clean_blocks % parts or blocks % parts:
         raise ValueError(
-            f"mesh.context={parts} does not divide the {len(halves[0])} clean and {len(halves[1])} noisy blocks of a row; "
-            "change pack.row_blocks and pack.clean_blocks, or the mesh"
+            f"mesh.context={parts} does not divide the {len(halves[0])} clean and {len(halves[1])} noisy blocks of a "
+            "row; change pack.row_blocks and pack.clean_blocks, or the mesh"
         )
     return np.concatenate([half.reshape(parts, -1) for half in halves], axis=1).reshape(-1)
 

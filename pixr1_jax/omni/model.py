@@ -23,7 +23,9 @@ _policies = jax.checkpoint_policies
 # What a layer keeps for the backward pass; what it does not keep is computed again, at the price in the comment.
 REMAT: Mapping[str, Callable[[Callable], Callable]] = {
     "none": lambda step: step,
-    "dots": partial(jax.checkpoint, policy=_policies.dots_with_no_batch_dims_saveable),  # attention, what is elementwise
+    "dots": partial(
+        jax.checkpoint, policy=_policies.dots_with_no_batch_dims_saveable
+    ),  # attention, what is elementwise
     "mixed": partial(jax.checkpoint, policy=_policies.save_only_these_names("mixed")),  # all but attention
     "full": jax.checkpoint,  # the whole layer
 }

@@ -53,6 +53,12 @@ def run(config: ConfigDict, stage: str, workdir: pathlib.Path) -> TrainState:
 
     partition = setup.partition(config)
     batch_size = config.pack.batch_rows
+    parts = partition.size("batch") * section.accumulate
+    if batch_size % parts:
+        raise TrainingError(
+            f"pack.batch_rows={batch_size} must be a multiple of {parts}: the mesh divides rows by {partition.size('batch')}"
+            f" and {stage}.accumulate={section.accumulate}"
+        )
 
     ###########################################################################
     # Data.

@@ -42,14 +42,14 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     multiplied by the learning rate. Moments are float32 whatever the dtype of the parameters.
 
     "adamw" is AdamW (Loshchilov and Hutter, 2019); weight decay touches matrices only: see `decay_mask`. "muon" is Muon
-    (Jordan et al., 2024) for the matrices of the layers, each query, key, value, gate on its own, with momentum `b1` and
-    updates of AdamW's size (root mean square 0.2, arXiv 2502.16982), so that AdamW's learning rate serves; everything
-    else, embeddings and heads among it, takes AdamW without decay.
+    (Jordan et al., 2024) for the matrices of the layers, each query, key, value, gate on its own, with momentum `b1`
+    and updates of AdamW's size (root mean square 0.2, arXiv 2502.16982), so that AdamW's learning rate serves;
+    everything else, embeddings and heads among it, takes AdamW without decay.
 
     Args:
-        config: The fields `name` ("adamw" or "muon"), `learning_rate`, `warmup_steps`, `total_steps`, `schedule` ("constant" or
-            "cosine"), `final_scale` (where the cosine ends, as a fraction of `learning_rate`), `b1`, `b2`,
-            `weight_decay` and `clip_norm` (global norm; `inf` never clips).
+        config: The fields `name` ("adamw" or "muon"), `learning_rate`, `warmup_steps`, `total_steps`, `schedule`
+            ("constant" or "cosine"), `final_scale` (where the cosine ends, as a fraction of `learning_rate`), `b1`,
+            `b2`, `weight_decay` and `clip_norm` (global norm; `inf` never clips).
 
     Returns:
         An optax transformation whose `update` needs the parameters.

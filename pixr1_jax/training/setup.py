@@ -57,7 +57,7 @@ def model_config(config: ConfigDict) -> OmniConfig:
     return freeze(OmniConfig, ConfigDict(fields), "model", tokens=spec, memory=policy)
 
 
-def partition(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Partition:
+def partition(config: ConfigDict, devices: Sequence[Any] | None = None) -> Partition:
     """The mesh of the section `mesh` over all devices, or over those given, and the rules.
 
     Raises:
@@ -171,7 +171,8 @@ def initial_model(
 def _split(model: Omni) -> tuple[Omni, nn.Layer]:
     """A model without its layers, and the layers."""
     model = jax.tree.map(lambda x: x, model)
-    layers, model.layers = model.layers, None
+    layers = model.layers
+    del model.layers
     return model, layers
 
 

@@ -115,5 +115,7 @@ def test_a_global_batch_is_its_rows(sizes):
 
 
 def test_rows_that_do_not_divide_are_refused():
-    with pytest.raises(PartitionError, match=r"pack.batch_rows=6 must be a multiple of 8 \(slice x data x fsdp"):
+    with pytest.raises(
+        PartitionError, match=r"pack.batch_rows=6 must be a multiple of 8, the mesh's slice x data x fsdp"
+    ):
         partition(data=4, fsdp=2).own_rows(6)

@@ -54,7 +54,12 @@ def test_a_row_is_what_a_recorder_would_have_stored(live, plan):
 def test_any_number_of_processes_and_any_start_give_the_same_rows(live, plan):
     def batches(process, count, first):
         iterator = make_iterator(
-            live, plan, batch_size=2, threads=1, prefetch=1, rows=range(2 * process // count, 2 * (process + 1) // count)
+            live,
+            plan,
+            batch_size=2,
+            threads=1,
+            prefetch=1,
+            rows=range(2 * process // count, 2 * (process + 1) // count),
         )
         skip_to(iterator, first)
         return [next(iterator)["patches"] for _ in range(2)]

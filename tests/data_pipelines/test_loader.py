@@ -156,9 +156,7 @@ def test_a_process_may_read_any_places_of_a_batch(dataset, plan):
 def test_global_batches_are_plan_rows_for_any_number_of_processes(dataset, plan, processes):
     source = row_source(dataset, plan, SPEC)
     iterators = [
-        make_iterator(
-            dataset, plan, batch_size=4, threads=2, prefetch=2, rows=part(4, process, processes)
-        )
+        make_iterator(dataset, plan, batch_size=4, threads=2, prefetch=2, rows=part(4, process, processes))
         for process in range(processes)
     ]
     for batch in range(2 * plan.rows_per_epoch // 4 + 1):  # across the boundaries of epochs
