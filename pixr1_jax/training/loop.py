@@ -56,8 +56,8 @@ def run(config: ConfigDict, stage: str, workdir: pathlib.Path) -> TrainState:
     parts = partition.size("batch") * section.accumulate
     if batch_size % parts:
         raise TrainingError(
-            f"pack.batch_rows={batch_size} must be a multiple of {parts}: {partition.size('batch')} parts on the mesh, each "
-            f"in {stage}.accumulate={section.accumulate} parts"
+            f"pack.batch_rows={batch_size} must be a multiple of {parts}: {partition.size('batch')} parts on the mesh, "
+            f"each in {stage}.accumulate={section.accumulate} parts"
         )
 
     ###########################################################################

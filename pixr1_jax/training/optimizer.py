@@ -59,18 +59,12 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     """
     fields = _valid_fields(config)
     rate, decay = learning_rate(config), fields["weight_decay"]
-    if fields["name"] == "adamw":
-        descend = optax.adamw(rate, b1=fields["b1"], b2=fields["b2"], weight_decay=decay, mask=decay_mask)
-    else:
-        descend = optax.contrib.muon(
-            rate,
-            beta=fields["b1"],
-            weight_decay=decay,
-            adam_b1=fields["b1"],
-            adam_b2=fields["b2"],
-            muon_weight_dimension_numbers=muon_axes,
-            consistent_rms=0.2,
+    descend = optax.adamw(rate, b1=fields["b1"], b2=fields["b2"], weight_decay=decay, mask=decay_mask)
+    if fields["name"] == "muon":
+        turn = optax.contrib.muon(
+            rate, beta=fields["b1"], weight_decay=decay, muon_weight_dimension_numbers=muon_axes, consistent_rms=0.2
         )
+        descend = optax.partition({"muon": turn, "adamw": descend}, _labels)
     return _in_float32(optax.chain(optax.clip_by_global_norm(fields["clip_norm"]), descend))
 
 
@@ -156,6 +150,12 @@ def muon_axes(params: Params) -> Params:
         return jax.tree.map(along, leaf)
 
     return jax.tree.map(mark, params, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+
+
+def _labels(params: Params) -> Params:
+    """Which optimizer each array takes where Muon is asked for."""
+    is_leaf = lambda axes: axes is None or isinstance(axes, optax.contrib.MuonDimensionNumbers)
+    return jax.tree.map(lambda axes: "adamw" if axes is None else "muon", muon_axes(params), is_leaf=is_leaf)
 
 
 def guarded_update(

@@ -110,7 +110,7 @@ def test_a_hopeless_run_stops(tiny, workdir):
 
 
 def test_errors_before_the_first_step(tiny, workdir):
-    with pytest.raises(loop.TrainingError, match="pack.batch_rows=6 must be a multiple of the 8 devices"):
+    with pytest.raises(loop.TrainingError, match="pack.batch_rows=6 must be a multiple of 8: 8 parts on the mesh"):
         loop.run(config_of(tiny, pack__batch_rows=6), "train", workdir)
     with pytest.raises(CheckpointError, match="holds no finished checkpoint"):
         loop.run(config_of(tiny), "distill", workdir)

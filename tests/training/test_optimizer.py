@@ -109,6 +109,28 @@ def test_three_steps_are_adamw(model, clip_norm):
         np.testing.assert_allclose(leaf, wanted[name], rtol=2e-5, atol=1e-6, err_msg=name)
 
 
+def test_muon_turns_the_gradient_of_each_layer_into_a_rotation(model):
+    """Singular vectors stay, singular values become one, up to the five iterations; everything else is AdamW's."""
+    config = make_config(name="muon", clip_norm=float("inf"), warmup_steps=0, schedule="constant")
+    grads = random_grads(model, 0)
+    step = lambda config: optimizer.make_optimizer(config).update(
+        grads, optimizer.make_optimizer(config).init(model), model
+    )[0]
+    found, adam = step(config), step(make_config(clip_norm=float("inf"), warmup_steps=0, schedule="constant"))
+    for layer in range(2):
+        weight = np.float64(model.blocks.kernel[...][layer])
+        move = np.float64(found.blocks.kernel[...][layer]) / -1e-2 - 0.1 * weight
+        left, _, right = np.linalg.svd(np.float64(grads.blocks.kernel[...][layer]), full_matrices=False)
+        turned = left.T @ move @ right.T
+        # The root mean square of a rotation of 3 x 4 is 1 / sqrt(4); it is scaled to 0.2.
+        assert np.all(np.abs(np.diag(turned) / (0.2 * np.sqrt(4)) - 1) < 0.35)
+        np.testing.assert_allclose(turned - np.diag(np.diag(turned)), 0, atol=1e-3)
+    others = [name for name in named(found) if name not in (".blocks.kernel.value", ".stacked.value")]
+    assert len(others) == 4
+    for name in others:
+        np.testing.assert_allclose(named(found)[name], named(adam)[name], atol=1e-6)
+
+
 def test_state_is_float32_for_bfloat16_parameters(model):
     tx = optimizer.make_optimizer(make_config())
     half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), model)
