@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from pixr1_jax.core.tree import named_leaves
+from pixr1_jax.omni.model import Omni
 from pixr1_jax.training.groups import GROUPS, group_norms, group_of
 
 
@@ -28,7 +29,8 @@ def test_paths_have_their_groups(path, group):
 
 
 def test_every_parameter_of_the_model_has_a_named_group(tiny):
-    found = {group_of(path) for path in named_leaves(tiny.fresh_model(tiny.config()))}
+    model = jax.eval_shape(lambda: Omni(tiny.config(), jax.random.key(0)))
+    found = {group_of(path) for path in named_leaves(model)}
     assert found == set(GROUPS)
 
 
