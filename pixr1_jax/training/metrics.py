@@ -1,4 +1,4 @@
-"""Scalars of a run: a line a write in metrics.jsonl, the same in TensorBoard event files; the loop's throughput.
+"""Scalars of a run: a line a write in metrics.jsonl, the same in TensorBoard event files.
 
 `metrics.jsonl` is the record: after any number of kills and restarts it is one clean sequence of steps, and
 its floats read back bit for bit.
@@ -6,12 +6,10 @@ its floats read back bit for bit.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, SupportsFloat
 
@@ -113,56 +111,6 @@ def read_metrics(directory: str | os.PathLike[str]) -> list[dict[str, float]]:
     if not path.exists():
         raise MetricsError(f"{path}: no such file; give the folder of a run")
     return [record for record, _ in _records(path)]
-
-
-class Throughput:
-    """Counts work against the time it took, pauses (evaluation, saving) excluded."""
-
-    def __init__(self, clock: Callable[[], float] = time.perf_counter):
-        """Starts the clock.
-
-        Args:
-            clock: Returns seconds, monotonic.
-        """
-        self._clock = clock
-        self._restart()
-
-    def add(self, *, frames: int, tokens: int) -> None:
-        """Counts one finished step with its video frames and tokens, summed over all devices."""
-        self._steps += 1
-        self._frames += frames
-        self._tokens += tokens
-
-    @contextlib.contextmanager
-    def pause(self) -> Iterator[None]:
-        """Leaves the time of a `with` block out; pauses do not nest."""
-        start = self._clock()
-        try:
-            yield
-        finally:
-            self._paused += self._clock() - start
-
-    def read(self) -> dict[str, float]:
-        """Returns the rates since the last read and starts anew.
-
-        Returns:
-            `perf/step_seconds`, `perf/frames_per_second` and `perf/tokens_per_second`; empty if no step or no
-            time has passed. The caller makes sure that the counted steps have really finished on the device.
-        """
-        seconds = self._clock() - self._start - self._paused
-        rates = {}
-        if self._steps and seconds > 0:
-            rates = {
-                "perf/step_seconds": seconds / self._steps,
-                "perf/frames_per_second": self._frames / seconds,
-                "perf/tokens_per_second": self._tokens / seconds,
-            }
-        self._restart()
-        return rates
-
-    def _restart(self) -> None:
-        self._start, self._paused = self._clock(), 0.0
-        self._steps = self._frames = self._tokens = 0
 
 
 def _records(path: Path) -> Iterator[tuple[dict[str, float], str]]:
