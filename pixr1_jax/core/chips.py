@@ -41,7 +41,7 @@ CHIPS: Mapping[str, Chip] = {
 
 # Dense bf16 operations per second of GPUs, by the name that JAX gives them. NVIDIA's data sheets of H100 SXM and H200
 # name twice as much, which holds for sparse matrices.
-_GPU_PEAKS: Mapping[str, float] = {"NVIDIA H100 80GB HBM3": 989e12, "NVIDIA H200": 989e12}
+_GPU_PEAKS = {"NVIDIA H100 80GB HBM3": 989e12, "NVIDIA H200": 989e12}
 
 
 def peak_flops(device_kind: str) -> float | None:

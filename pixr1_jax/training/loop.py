@@ -22,22 +22,26 @@ from pixr1_jax.training.flops import StepFlops
 from pixr1_jax.training.goodput import Goodput
 from pixr1_jax.training.metrics import MetricWriter
 from pixr1_jax.training.optimizer import learning_rate, make_optimizer
+from pixr1_jax.training.profile import Profiler, Steps
 from pixr1_jax.training.signals import stop_on_signal
 from pixr1_jax.training.state import TrainState, initial_state, train_step
 from pixr1_jax.training.throughput import Throughput, device_memory, work_of
+from pixr1_jax.training.wandb_board import open_board
 
 
 class TrainingError(ValueError):
     """Training cannot go on; the message says why and what to change."""
 
 
-def run(config: ConfigDict, stage: str, workdir: pathlib.Path) -> TrainState:
+def run(config: ConfigDict, stage: str, workdir: pathlib.Path, profile: Steps | None = None) -> TrainState:
     """Runs a stage to its last step, or continues it from its newest checkpoint.
 
     Args:
       config: The experiment.
       stage: "train", or "distill", whose teacher is the averaged model of "train".
-      workdir: Holds `shards/`, and receives `STAGE/checkpoints/`, `STAGE/metrics.jsonl` and event files.
+      workdir: Holds `shards/`, and receives `STAGE/checkpoints/`, `STAGE/metrics.jsonl`, `STAGE/goodput.jsonl` and
+        event files.
+      profile: Steps of which a trace goes to `STAGE/profile/`.
 
     Returns:
       The last state. After SIGTERM it is the state that was saved, short of `config.STAGE.steps`.
@@ -51,6 +55,7 @@ def run(config: ConfigDict, stage: str, workdir: pathlib.Path) -> TrainState:
     directory.mkdir(parents=True, exist_ok=True)
     save_config(config, directory / "config.json")
     ledger = Goodput(directory)
+    board = open_board(config, stage, directory)
 
     ###########################################################################
     # Mesh: where everything lies.
@@ -119,7 +124,8 @@ def run(config: ConfigDict, stage: str, workdir: pathlib.Path) -> TrainState:
 
     ledger.resume(step)
     ledger.write(step)
-    writer = MetricWriter(directory, first_step=step + 1 if step else 0)
+    profiler = Profiler(directory, profile, done=step, last=section.steps)
+    writer = MetricWriter(directory, first_step=step + 1 if step else 0, board=board)
     throughput = Throughput(work_of(plan, batch_size), jax.devices())
     flops = StepFlops(objective, plan.row_spec, batch_size)
     first_step, pending, shown = step + 1, None, {}
@@ -127,6 +133,7 @@ def run(config: ConfigDict, stage: str, workdir: pathlib.Path) -> TrainState:
         while step < section.steps and not stop.requested_anywhere():
             ledger.enter("save")
             checkpoints.save(step, state, batches)  # before the next batch is drawn
+            profiler.before(step + 1, pending)
             ledger.enter("data_wait")
             batch = next(batches)
             step += 1
@@ -148,6 +155,7 @@ def run(config: ConfigDict, stage: str, workdir: pathlib.Path) -> TrainState:
                 _check_finite(int(values[f"{stage}/skipped_in_a_row"]), section.max_skipped)
                 shown = {"loss": values[f"{stage}/loss"]}
             progress.advance(1, **shown)
+    profiler.stop(pending)
     ledger.enter("save")
     checkpoints.save(step, state, batches, force=True)
     checkpoints.close()

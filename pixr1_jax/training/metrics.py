@@ -11,7 +11,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, SupportsFloat
+from typing import Any, Protocol, SupportsFloat
 
 import jax
 from tensorboardX import SummaryWriter
@@ -25,18 +25,31 @@ class MetricsError(ValueError):
     """A metrics file, or a write to it, breaks the contract; the message names the file and the field."""
 
 
+class Board(Protocol):
+    """Another place that scalars are written to."""
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Takes the scalars of a step."""
+        ...
+
+    def close(self) -> None:
+        """Ends what is open; called once."""
+        ...
+
+
 class MetricWriter:
-    """Writes scalars by step to `metrics.jsonl` and to TensorBoard event files.
+    """Writes scalars by step to `metrics.jsonl`, to TensorBoard event files, and to one more board if there is one.
 
     Only the first process of a job writes; on the others every method checks nothing and does nothing.
     """
 
-    def __init__(self, directory: str | os.PathLike[str], *, first_step: int = 0):
+    def __init__(self, directory: str | os.PathLike[str], *, first_step: int = 0, board: Board | None = None):
         """Opens the files, and drops what an earlier run wrote at or beyond `first_step`.
 
         Args:
             directory: A local folder, created if absent.
             first_step: The first step that this run will write: 0 for a new run; lines from it on go.
+            board: Gets every line too, and is closed with the writer.
 
         Raises:
             MetricsError: If the folder cannot be written, or an existing file is damaged before its last
@@ -54,6 +67,7 @@ class MetricWriter:
             self._file = open(self._path, "a", buffering=1, encoding="utf-8")  # noqa: SIM115 (closed by `close`)
         except OSError as error:
             raise MetricsError(f"{self._path}: cannot be written ({error.strerror}); choose another folder") from error
+        self._other_board = board
         self._board = SummaryWriter(
             str(self._path.parent),
             flush_secs=_FLUSH_SECONDS,
@@ -83,6 +97,8 @@ class MetricWriter:
         self._file.write(json.dumps({"step": int(step), **line}, allow_nan=False) + "\n")
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
+        if self._other_board is not None:
+            self._other_board.write(step, values)
         self._last_step = step
 
     def close(self) -> None:
@@ -90,6 +106,8 @@ class MetricWriter:
         if self._file is not None:
             self._file.close()
             self._board.close()
+            if self._other_board is not None:
+                self._other_board.close()
             self._file = None
 
     def _number(self, name: str, value: Any) -> float:
