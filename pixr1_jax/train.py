@@ -1,6 +1,6 @@
 """`pixr1 train`: trains a world model on the dataset of a work directory.
 
-pixr1 train --config=FILE --workdir=DIR
+pixr1 train --config=FILE --workdir=DIR [--profile=START:END]
 
 The same command continues a run that was stopped or killed.
 """
@@ -11,19 +11,20 @@ from collections.abc import Sequence
 
 from pixr1_jax.core import cli_errors
 from pixr1_jax.core import config as config_lib
-from pixr1_jax.training import loop
+from pixr1_jax.training import loop, profile
 
 
 def define_flags() -> None:
     """Defines the flags of this verb."""
     config_lib.define_flags()
+    profile.define_flag()
 
 
 def main(argv: Sequence[str]) -> None:
     """Runs the stage."""
     if len(argv) > 1:
         raise ValueError(f"pixr1 train takes no argument {argv[1]!r}; see pixr1 train --help")
-    loop.run(config_lib.flag_config(), "train", config_lib.flag_workdir())
+    loop.run(config_lib.flag_config(), "train", config_lib.flag_workdir(), profile.flag_steps())
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import tempfile
 from collections.abc import Mapping
 from typing import Any
 
-from pixr1_jax.benchmarks.chips import CHIPS, Chip
+from pixr1_jax.core.chips import CHIPS, Chip
 
 
 class CompileError(ValueError):

@@ -11,7 +11,7 @@ from pixr1_jax.attention.tpu import schedule
 from pixr1_jax.benchmarks import cases
 from pixr1_jax.benchmarks.aot import CompileError, Compiler, Cost, mxu_percent
 from pixr1_jax.benchmarks.cases import BLOCK
-from pixr1_jax.benchmarks.chips import CHIPS
+from pixr1_jax.core.chips import CHIPS
 
 OURS = "pixr1_jax.attention.tpu.estimate:build"
 _CASES = "pixr1_jax.benchmarks.cases"

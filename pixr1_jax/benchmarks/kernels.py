@@ -13,8 +13,8 @@ import rich.table
 
 from pixr1_jax.benchmarks import estimates, results, timing
 from pixr1_jax.benchmarks.aot import Compiler
-from pixr1_jax.benchmarks.chips import CHIPS
 from pixr1_jax.core import progress
+from pixr1_jax.core.chips import CHIPS
 
 QUICK_DENSITIES = (1.0, 0.125)
 

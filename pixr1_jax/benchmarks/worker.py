@@ -16,7 +16,7 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from pixr1_jax.benchmarks import hlo, traffic
-from pixr1_jax.benchmarks.chips import CHIPS
+from pixr1_jax.core.chips import CHIPS
 
 
 def main() -> None:

@@ -18,23 +18,30 @@ from pixr1_jax.core.progress import track
 from pixr1_jax.omni.model import Omni
 from pixr1_jax.training import setup
 from pixr1_jax.training.checkpoint import Checkpoints, finished_steps, load_params
-from pixr1_jax.training.metrics import MetricWriter, Throughput
+from pixr1_jax.training.flops import StepFlops
+from pixr1_jax.training.goodput import Goodput
+from pixr1_jax.training.metrics import MetricWriter
 from pixr1_jax.training.optimizer import learning_rate, make_optimizer
+from pixr1_jax.training.profile import Profiler, Steps
 from pixr1_jax.training.signals import stop_on_signal
 from pixr1_jax.training.state import TrainState, initial_state, train_step
+from pixr1_jax.training.throughput import Throughput, device_memory, work_of
+from pixr1_jax.training.wandb_board import open_board
 
 
 class TrainingError(ValueError):
     """Training cannot go on; the message says why and what to change."""
 
 
-def run(config: ConfigDict, stage: str, workdir: pathlib.Path) -> TrainState:
+def run(config: ConfigDict, stage: str, workdir: pathlib.Path, profile: Steps | None = None) -> TrainState:
     """Runs a stage to its last step, or continues it from its newest checkpoint.
 
     Args:
       config: The experiment.
       stage: "train", or "distill", whose teacher is the averaged model of "train".
-      workdir: Holds `shards/`, and receives `STAGE/checkpoints/`, `STAGE/metrics.jsonl` and event files.
+      workdir: Holds `shards/`, and receives `STAGE/checkpoints/`, `STAGE/metrics.jsonl`, `STAGE/goodput.jsonl` and
+        event files.
+      profile: Steps of which a trace goes to `STAGE/profile/`.
 
     Returns:
       The last state. After SIGTERM it is the state that was saved, short of `config.STAGE.steps`.
@@ -47,6 +54,8 @@ def run(config: ConfigDict, stage: str, workdir: pathlib.Path) -> TrainState:
     directory = workdir / stage
     directory.mkdir(parents=True, exist_ok=True)
     save_config(config, directory / "config.json")
+    ledger = Goodput(directory)
+    board = open_board(config, stage, directory)
 
     ###########################################################################
     # Mesh: where everything lies.
@@ -119,28 +128,47 @@ def run(config: ConfigDict, stage: str, workdir: pathlib.Path) -> TrainState:
     ###########################################################################
     # The loop.
 
-    writer = MetricWriter(directory, first_step=step + 1 if step else 0)
-    throughput = Throughput()
-    frames = round(plan.chunks_per_row * sizes.tokens.chunk_frames * batch_size)
-    tokens = plan.row_spec.blocks * sizes.tokens.block * batch_size
-    shown = {}
+    ledger.resume(step)
+    ledger.write(step)
+    profiler = Profiler(directory, profile, done=step, last=section.steps)
+    writer = MetricWriter(directory, first_step=step + 1 if step else 0, board=board)
+    throughput = Throughput(work_of(plan, batch_size), jax.devices())
+    flops = StepFlops(objective, plan.row_spec, batch_size)
+    first_step, pending, shown = step + 1, None, {}
     with stop_on_signal() as stop, track(section.steps - step, stage) as progress:
         while step < section.steps and not stop.requested_anywhere():
+            ledger.enter("save")
             checkpoints.save(step, state, batches)  # before the next batch is drawn
-            batch = partition.global_batch(next(batches), batch_size)
-            state, metrics = update(state, teacher, batch)
+            profiler.before(step + 1, pending)
+            ledger.enter("data_wait")
+            batch = next(batches)
             step += 1
-            throughput.add(frames=frames, tokens=tokens)
+            ledger.enter("compile" if step == first_step else "step")
+            batch = partition.global_batch(batch, batch_size)
+            state, metrics = update(state, teacher, batch)
+            ledger.enter("step")
+            # One step is waited for while the next is queued: the device never idles, and the host never runs ahead.
+            jax.block_until_ready(pending)
+            pending = metrics["loss"]
+            throughput.step(compiled=step == first_step)
             if step % section.log_every == 0 or step == section.steps:
                 values = {f"{stage}/{name}": float(value) for name, value in jax.device_get(metrics).items()}
+                ledger.enter("idle")
                 values[f"{stage}/learning_rate"] = float(rate(step - 1))
-                writer.write(step, values | throughput.read())
+                values |= throughput.read(ledger.write(step), flops(batch, step - 1))
+                values |= device_memory(jax.local_devices()) | {"goodput/share": ledger.account.goodput}
+                writer.write(step, values)
                 _check_finite(int(values[f"{stage}/skipped_in_a_row"]), section.max_skipped)
                 shown = {"loss": values[f"{stage}/loss"]}
             progress.advance(1, **shown)
+    profiler.stop(pending)
+    ledger.enter("save")
     checkpoints.save(step, state, batches, force=True)
     checkpoints.close()
     writer.close()
+    ledger.close(step, finished=step >= section.steps)
+    if not jax.process_index():
+        print(f"{stage}: {ledger.account.table()}")
     return state
 
 

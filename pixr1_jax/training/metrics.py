@@ -1,4 +1,4 @@
-"""Scalars of a run: a line a write in metrics.jsonl, the same in TensorBoard event files; the loop's throughput.
+"""Scalars of a run: a line a write in metrics.jsonl, the same in TensorBoard event files.
 
 `metrics.jsonl` is the record: after any number of kills and restarts it is one clean sequence of steps, and
 its floats read back bit for bit.
@@ -6,14 +6,12 @@ its floats read back bit for bit.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, SupportsFloat
+from typing import Any, Protocol, SupportsFloat
 
 import jax
 from tensorboardX import SummaryWriter
@@ -27,18 +25,31 @@ class MetricsError(ValueError):
     """A metrics file, or a write to it, breaks the contract; the message names the file and the field."""
 
 
+class Board(Protocol):
+    """Another place that scalars are written to."""
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Takes the scalars of a step."""
+        ...
+
+    def close(self) -> None:
+        """Ends what is open; called once."""
+        ...
+
+
 class MetricWriter:
-    """Writes scalars by step to `metrics.jsonl` and to TensorBoard event files.
+    """Writes scalars by step to `metrics.jsonl`, to TensorBoard event files, and to one more board if there is one.
 
     Only the first process of a job writes; on the others every method checks nothing and does nothing.
     """
 
-    def __init__(self, directory: str | os.PathLike[str], *, first_step: int = 0):
+    def __init__(self, directory: str | os.PathLike[str], *, first_step: int = 0, board: Board | None = None):
         """Opens the files, and drops what an earlier run wrote at or beyond `first_step`.
 
         Args:
             directory: A local folder, created if absent.
             first_step: The first step that this run will write: 0 for a new run; lines from it on go.
+            board: Gets every line too, and is closed with the writer.
 
         Raises:
             MetricsError: If the folder cannot be written, or an existing file is damaged before its last
@@ -56,6 +67,7 @@ class MetricWriter:
             self._file = open(self._path, "a", buffering=1, encoding="utf-8")  # noqa: SIM115 (closed by `close`)
         except OSError as error:
             raise MetricsError(f"{self._path}: cannot be written ({error.strerror}); choose another folder") from error
+        self._other_board = board
         self._board = SummaryWriter(
             str(self._path.parent),
             flush_secs=_FLUSH_SECONDS,
@@ -85,6 +97,8 @@ class MetricWriter:
         self._file.write(json.dumps({"step": int(step), **line}, allow_nan=False) + "\n")
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
+        if self._other_board is not None:
+            self._other_board.write(step, values)
         self._last_step = step
 
     def close(self) -> None:
@@ -92,6 +106,8 @@ class MetricWriter:
         if self._file is not None:
             self._file.close()
             self._board.close()
+            if self._other_board is not None:
+                self._other_board.close()
             self._file = None
 
     def _number(self, name: str, value: Any) -> float:
@@ -113,56 +129,6 @@ def read_metrics(directory: str | os.PathLike[str]) -> list[dict[str, float]]:
     if not path.exists():
         raise MetricsError(f"{path}: no such file; give the folder of a run")
     return [record for record, _ in _records(path)]
-
-
-class Throughput:
-    """Counts work against the time it took, pauses (evaluation, saving) excluded."""
-
-    def __init__(self, clock: Callable[[], float] = time.perf_counter):
-        """Starts the clock.
-
-        Args:
-            clock: Returns seconds, monotonic.
-        """
-        self._clock = clock
-        self._restart()
-
-    def add(self, *, frames: int, tokens: int) -> None:
-        """Counts one finished step with its video frames and tokens, summed over all devices."""
-        self._steps += 1
-        self._frames += frames
-        self._tokens += tokens
-
-    @contextlib.contextmanager
-    def pause(self) -> Iterator[None]:
-        """Leaves the time of a `with` block out; pauses do not nest."""
-        start = self._clock()
-        try:
-            yield
-        finally:
-            self._paused += self._clock() - start
-
-    def read(self) -> dict[str, float]:
-        """Returns the rates since the last read and starts anew.
-
-        Returns:
-            `perf/step_seconds`, `perf/frames_per_second` and `perf/tokens_per_second`; empty if no step or no
-            time has passed. The caller makes sure that the counted steps have really finished on the device.
-        """
-        seconds = self._clock() - self._start - self._paused
-        rates = {}
-        if self._steps and seconds > 0:
-            rates = {
-                "perf/step_seconds": seconds / self._steps,
-                "perf/frames_per_second": self._frames / seconds,
-                "perf/tokens_per_second": self._tokens / seconds,
-            }
-        self._restart()
-        return rates
-
-    def _restart(self) -> None:
-        self._start, self._paused = self._clock(), 0.0
-        self._steps = self._frames = self._tokens = 0
 
 
 def _records(path: Path) -> Iterator[tuple[dict[str, float], str]]:

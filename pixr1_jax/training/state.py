@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from pixr1_jax.omni.model import Omni
+from pixr1_jax.training.groups import group_norms
 from pixr1_jax.training.optimizer import ema_update, guarded_update
 
 Batch = Mapping[str, jax.Array]
@@ -89,6 +90,7 @@ def train_step(
     ema = ema_update(state.ema, params, ema_decay, state.step)
     ema = jax.tree.map(lambda new, old: jnp.where(finite, new, old), ema, state.ema)
     bad = (~finite).astype(jnp.int32)
+    norms = group_norms(gradient, state.params, params)
     state = TrainState(
         step=state.step + 1,
         params=params,
@@ -103,6 +105,7 @@ def train_step(
         "skipped": state.skipped,
         "skipped_in_a_row": state.skipped_in_a_row,
     }
+    metrics |= norms
     return state, metrics
 
 

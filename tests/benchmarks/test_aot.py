@@ -3,7 +3,7 @@
 import pytest
 
 from pixr1_jax.benchmarks import aot
-from pixr1_jax.benchmarks.chips import CHIPS
+from pixr1_jax.core.chips import CHIPS
 
 needs_libtpu = pytest.mark.skipif(aot.libtpu_version() is None, reason="libtpu is not installed (extra tpu)")
 XLA, FLASH = ("pixr1_jax.benchmarks.cases:" + name for name in ("xla", "flash"))

@@ -3,7 +3,7 @@
 import pytest
 
 from pixr1_jax.benchmarks import aot, cases, estimates
-from pixr1_jax.benchmarks.chips import CHIPS
+from pixr1_jax.core.chips import CHIPS
 
 FLOPS_PER_CYCLE = CHIPS["v5e"].flops_per_cycle
 ROW = {"chip": "v5e", "shape": "training", "queries": 8192, "keys": 8192, "dim": 128, "kernel": "ours"}

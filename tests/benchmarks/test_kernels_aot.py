@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from pixr1_jax.benchmarks import aot, estimates
-from pixr1_jax.benchmarks.chips import CHIPS
+from pixr1_jax.core.chips import CHIPS
 
 RESULTS = pathlib.Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "kernels-aot.json"
 RENEW = "pixr1 bench kernels --aot=v5e,v5p,v6e --out=benchmarks/results"

@@ -9,7 +9,9 @@ import pytest
 
 from pixr1_jax.training import loop, setup
 from pixr1_jax.training.checkpoint import CheckpointError, load_params
+from pixr1_jax.training.goodput import read_account
 from pixr1_jax.training.metrics import read_metrics
+from pixr1_jax.training.profile import Steps
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -49,7 +51,7 @@ def trained(tiny, clips, tmp_path_factory):
     """A work directory after four steps of training, and the state."""
     workdir = tmp_path_factory.mktemp("trained")
     shutil.copytree(clips / "shards", workdir / "shards")
-    return workdir, loop.run(config_of(tiny), "train", workdir)
+    return workdir, loop.run(config_of(tiny), "train", workdir, Steps(2, 3))
 
 
 def test_a_run_leaves_metrics_checkpoints_and_its_config(tiny, trained):
@@ -60,12 +62,26 @@ def test_a_run_leaves_metrics_checkpoints_and_its_config(tiny, trained):
     for line in lines:
         assert np.isfinite(line["train/loss"]) and line["train/skipped"] == 0
         assert {"train/loss/video", "train/loss/audio", "train/grad_norm", "train/learning_rate"} <= set(line)
+        norms = [value for name, value in line.items() if name.startswith("train/grad_norm/")]
+        assert np.linalg.norm(norms) == pytest.approx(line["train/grad_norm"], rel=1e-5)
+        assert 0 < line["train/update_ratio/mlp"] < 1
+        assert line["perf/tflops_per_chip"] > 0 and 0 <= line["perf/data_wait"] < 1 and 0 < line["goodput/share"] < 1
+        # The clips have 10 frames a second.
+        assert line["perf/frames_per_second_per_chip"] == pytest.approx(
+            10 * line["perf/video_seconds_per_second_per_chip"]
+        )
+        assert "perf/mfu" not in line  # a CPU has no peak
         assert line["train/loss"] == pytest.approx(line["train/loss/video"] + 0.3 * line["train/loss/audio"], rel=1e-5)
+    assert "perf/step_seconds" in lines[-1]
     steps = sorted(int(path.name) for path in (workdir / "train" / "checkpoints").iterdir() if path.name.isdecimal())
     assert steps == [2, 4]
     saved = json.loads((workdir / "train" / "config.json").read_text())
     assert saved["model"]["width"] == 16
     assert int(state.step) == 4
+    assert list((workdir / "train" / "profile").glob("**/*.trace.json.gz"))
+    account = read_account(workdir / "train")
+    assert account.step == 4 and account.starts == 1 and account.lost == account.down == 0
+    assert min(account.seconds[kind] for kind in ("init", "compile", "data_wait", "step", "save")) > 0
     assert loop.finished(config, "train", workdir)
     assert not loop.finished(config, "distill", workdir)
     assert not loop.finished(config_of(tiny, train__steps=5), "train", workdir)

@@ -1,4 +1,4 @@
-"""The metrics file is one clean sequence that reads back bit for bit, and rates leave pauses out."""
+"""The metrics file is one clean sequence that reads back bit for bit."""
 
 import json
 import math
@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensorboardX.proto import event_pb2
 
-from pixr1_jax.training.metrics import MetricsError, MetricWriter, Throughput, read_metrics
+from pixr1_jax.training.metrics import MetricsError, MetricWriter, read_metrics
 
 
 def write_run(directory, steps, *, first_step=0, offset=0.0):
@@ -155,24 +155,3 @@ def test_only_the_first_process_writes(tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     write_run(tmp_path / "run", range(3))
     assert not (tmp_path / "run").exists()
-
-
-def test_throughput_leaves_pauses_out():
-    now = [100.0]
-    rates = Throughput(clock=lambda: now[0])
-    assert rates.read() == {}
-    for _ in range(4):
-        now[0] += 0.5
-        rates.add(frames=12, tokens=1000)
-        with rates.pause():
-            now[0] += 30.0
-    assert rates.read() == {
-        "perf/step_seconds": 0.5,
-        "perf/frames_per_second": 24.0,
-        "perf/tokens_per_second": 2000.0,
-    }
-    now[0] += 1.0
-    assert rates.read() == {}
-    rates.add(frames=1, tokens=1)
-    now[0] += 2.0
-    assert rates.read()["perf/step_seconds"] == 2.0

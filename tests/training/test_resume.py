@@ -1,5 +1,6 @@
 """Real processes that are killed or asked to stop, and go on as if nothing had happened."""
 
+import json
 import os
 import pathlib
 import shutil
@@ -11,6 +12,7 @@ import time
 import pytest
 
 from pixr1_jax.training.checkpoint import finished_steps
+from pixr1_jax.training.goodput import read_account
 from pixr1_jax.training.metrics import read_metrics
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -93,14 +95,23 @@ def uninterrupted(clips, start, tmp_path_factory):
 
 def test_a_killed_run_goes_on_bit_for_bit(start, make_workdir, uninterrupted):
     workdir = make_workdir("killed")
+    lost, begin = 0, time.time()
     for step in (10, 30):
         process = start(workdir)
         wait_for_step(process, workdir, step)
         process.kill()
         finish(process, workdir, code=-signal.SIGKILL)
         assert losses(workdir)[-1]["step"] < STEPS
+        told = [line for line in (workdir / "train" / "goodput.jsonl").read_text().splitlines() if '"spent"' in line]
+        lost += json.loads(told[-1])["step"] - finished_steps(workdir / "train" / "checkpoints")[-1]
     finish(start(workdir), workdir)
     assert losses(workdir) == uninterrupted
+    account = read_account(workdir / "train")
+    assert (account.starts, account.step, account.lost_steps) == (3, STEPS, lost)
+    # All time but what Python needs to start, and to leave, is in the ledger.
+    assert 0 < account.lost < account.seconds["step"] < account.total < time.time() - begin
+    assert account.down > 0 and 0 < account.goodput < 1
+    assert f"steps run again: {lost}" in (workdir / "log").read_text()
 
 
 def test_a_run_that_is_asked_to_stop_saves_and_goes_on(start, make_workdir, uninterrupted):

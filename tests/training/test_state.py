@@ -53,6 +53,8 @@ def test_a_step_is_the_gradients_and_the_average_follows():
     assert {name: float(value) for name, value in metrics.items()} == {
         "loss": 5.0,
         "grad_norm": pytest.approx(np.sqrt(20)),
+        "grad_norm/other": pytest.approx(np.sqrt(20)),
+        "update_ratio/other": pytest.approx(np.sqrt(0.02 / 5), rel=1e-4),
         "skipped": 0,
         "skipped_in_a_row": 0,
         "seed": 7,

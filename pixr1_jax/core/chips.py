@@ -1,4 +1,4 @@
-"""The few facts about a TPU generation that turn cycles and bytes into time."""
+"""The few facts about an accelerator that turn operations, cycles and bytes into time."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -38,3 +38,20 @@ CHIPS: Mapping[str, Chip] = {
     "v5p": Chip("v5p:2x2x1", 459e12, 1.75e9, 2765e9, 2, ("TPU v5", "TPU v5p")),
     "v6e": Chip("v6e:2x2", 918e12, 1.75e9, 1640e9, 1, ("TPU v6 lite", "TPU v6e")),
 }
+
+# Dense bf16 operations per second of GPUs, by the name that JAX gives them. NVIDIA's data sheets of H100 SXM and H200
+# name twice as much, which holds for sparse matrices.
+_GPU_PEAKS = {"NVIDIA H100 80GB HBM3": 989e12, "NVIDIA H200": 989e12}
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """The bf16 operations per second that a device can do at most.
+
+    Args:
+      device_kind: How JAX names the device, `jax.Device.device_kind`.
+
+    Returns:
+      The peak of dense matrix products, or None where it is not known, as of any CPU.
+    """
+    peaks = {kind: chip.peak for chip in CHIPS.values() for kind in chip.device_kinds} | _GPU_PEAKS
+    return peaks.get(device_kind)
