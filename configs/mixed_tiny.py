@@ -113,7 +113,7 @@ def get_config(variant: str = "") -> ConfigDict:
         for stage, steps in ((config.train, 8), (config.distill, 2)):
             stage.steps = stage.optimizer.total_steps = steps
             stage.optimizer.warmup_steps = 1
-            stage.log_every, stage.checkpoint_every = 1, 4
+            stage.log_every, stage.checkpoint.every_steps = 1, 4
         config.distill.objective.tangent_warmup = 1
     elif variant == "videos":
         for name in ("playground", "doom"):
@@ -140,8 +140,9 @@ def _stage(steps: int, learning_rate: float, warmup: int) -> ConfigDict:
     stage = ConfigDict()
     stage.steps = steps
     stage.log_every = 10
-    stage.checkpoint_every = 300
-    stage.keep = 2
+    stage.checkpoint = ConfigDict()
+    stage.checkpoint.every_steps = 300
+    stage.checkpoint.keep = 2
     stage.max_skipped = 20
     stage.ema_decay = 0.99
     stage.optimizer = ConfigDict()

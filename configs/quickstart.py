@@ -132,8 +132,9 @@ def _stage(steps: int, learning_rate: float, warmup: int) -> ConfigDict:
     stage = ConfigDict()
     stage.steps = steps
     stage.log_every = 10
-    stage.checkpoint_every = 300
-    stage.keep = 2
+    stage.checkpoint = ConfigDict()
+    stage.checkpoint.every_steps = 300
+    stage.checkpoint.keep = 2
     stage.max_skipped = 20
     stage.ema_decay = 0.99
     stage.optimizer = ConfigDict()
@@ -166,7 +167,7 @@ def _smoke(config: ConfigDict) -> None:
     for stage, steps in ((config.train, 20), (config.distill, 6)):
         stage.steps = stage.optimizer.total_steps = steps
         stage.optimizer.warmup_steps = 2
-        stage.log_every, stage.checkpoint_every = 2, 10
+        stage.log_every, stage.checkpoint.every_steps = 2, 10
     config.distill.objective.tangent_warmup = 2
     config.stream.seconds = 3.0
     config.evaluate.clips, config.evaluate.context_chunks, config.evaluate.frames = 2, 4, 16

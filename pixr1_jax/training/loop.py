@@ -14,11 +14,12 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from data_pipelines.loader import make_iterator
-from pixr1_jax.core.config import save_config
+from pixr1_jax.core.config import freeze, save_config
 from pixr1_jax.core.progress import track
 from pixr1_jax.omni.model import Omni
 from pixr1_jax.training import setup
 from pixr1_jax.training.checkpoint import Checkpoints, finished_steps, load_params
+from pixr1_jax.training.checkpoint_policy import CheckpointPolicy
 from pixr1_jax.training.metrics import MetricWriter, Throughput
 from pixr1_jax.training.optimizer import learning_rate, make_optimizer
 from pixr1_jax.training.signals import stop_on_signal
@@ -47,7 +48,8 @@ def run(config: ConfigDict, stage: str, workdir: pathlib.Path) -> TrainState:
     section = config[stage]
     directory = workdir / stage
     directory.mkdir(parents=True, exist_ok=True)
-    save_config(config, directory / "config.json")
+    if jax.process_index() == 0:
+        save_config(config, directory / "config.json")
 
     ###########################################################################
     # Mesh: rows of the batch over all devices.
@@ -95,9 +97,8 @@ def run(config: ConfigDict, stage: str, workdir: pathlib.Path) -> TrainState:
     ###########################################################################
     # State: the newest checkpoint, or a beginning.
 
-    checkpoints = Checkpoints(
-        setup.checkpoint_directory(workdir, stage), every_steps=section.checkpoint_every, keep=section.keep
-    )
+    policy = freeze(CheckpointPolicy, section.checkpoint, f"config.{stage}.checkpoint")
+    checkpoints = Checkpoints(setup.checkpoint_directory(workdir, stage), policy)
     if checkpoints.latest_step() is None:
         first = setup.initial_model(sizes, data, plan, config.seed) if teacher is None else teacher
         # Buffers of its own: the step donates the state, the teacher must outlive it.
@@ -131,6 +132,7 @@ def run(config: ConfigDict, stage: str, workdir: pathlib.Path) -> TrainState:
                 values = {f"{stage}/{name}": float(value) for name, value in jax.device_get(metrics).items()}
                 values[f"{stage}/learning_rate"] = float(rate(step - 1))
                 writer.write(step, values | throughput.read())
+                checkpoints.note(values)
                 _check_finite(int(values[f"{stage}/skipped_in_a_row"]), section.max_skipped)
                 shown = {"loss": values[f"{stage}/loss"]}
             progress.advance(1, **shown)
