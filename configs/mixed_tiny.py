@@ -143,6 +143,7 @@ def _stage(steps: int, learning_rate: float, warmup: int) -> ConfigDict:
     stage.checkpoint = ConfigDict()
     stage.checkpoint.every_steps = 300
     stage.checkpoint.keep = 2
+    stage.max_step_seconds, stage.max_first_step_seconds = 900.0, 3600.0
     stage.max_skipped = 20
     stage.ema_decay = 0.99
     stage.optimizer = ConfigDict()

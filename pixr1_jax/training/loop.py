@@ -14,6 +14,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from data_pipelines.loader import make_iterator
+from pixr1_jax.core.compilation import keep_compiled
 from pixr1_jax.core.config import freeze, save_config
 from pixr1_jax.core.progress import track
 from pixr1_jax.omni.model import Omni
@@ -24,6 +25,7 @@ from pixr1_jax.training.metrics import MetricWriter, Throughput
 from pixr1_jax.training.optimizer import learning_rate, make_optimizer
 from pixr1_jax.training.signals import stop_on_signal
 from pixr1_jax.training.state import TrainState, initial_state, train_step
+from pixr1_jax.training.watchdog import Watchdog
 
 
 class TrainingError(ValueError):
@@ -46,6 +48,7 @@ def run(config: ConfigDict, stage: str, workdir: pathlib.Path) -> TrainState:
       ValueError: The config, the data or a checkpoint does not fit; the message says how.
     """
     section = config[stage]
+    keep_compiled(config.get("compilation_cache"))
     directory = workdir / stage
     directory.mkdir(parents=True, exist_ok=True)
     if jax.process_index() == 0:
@@ -120,12 +123,21 @@ def run(config: ConfigDict, stage: str, workdir: pathlib.Path) -> TrainState:
     frames = round(plan.chunks_per_row * sizes.tokens.chunk_frames * batch_size)
     tokens = plan.row_spec.blocks * sizes.tokens.block * batch_size
     shown = {}
-    with stop_on_signal() as stop, track(section.steps - step, stage) as progress:
-        while step < section.steps and not stop.requested_anywhere():
+    watchdog = Watchdog(section.max_step_seconds, section.max_first_step_seconds)
+    bar = track(section.steps - step, stage, shown=jax.process_index() == 0)
+    first, in_flight = step, None
+    with stop_on_signal() as stop, watchdog, bar as progress:
+        while step < section.steps and not stop.requested_anywhere(step):
+            watchdog.at(f"{stage}: saving step {step}")
             checkpoints.save(step, state, batches)  # before the next batch is drawn
+            watchdog.at(f"{stage}: reading the batch of step {step + 1}")
             batch = next(batches)
             batch = jax.tree.map(lambda x: jax.make_array_from_process_local_data(by_row, x), batch)
+            watchdog.at(f"{stage}: step {step + 1}", first=step == first)
             state, metrics = update(state, teacher, batch)
+            # No more than two steps are under way: a batch each is held, and one that hangs is noticed.
+            jax.block_until_ready(in_flight)
+            in_flight = metrics
             step += 1
             throughput.add(frames=frames, tokens=tokens)
             if step % section.log_every == 0 or step == section.steps:
