@@ -13,6 +13,7 @@ def get_config(variant: str = "") -> ConfigDict:
     """Returns the config; `variant` is "" or "smoke"."""
     config = ConfigDict()
     config.seed = 0
+    config.compilation_cache = ""  # a folder or bucket that keeps compiled programs
 
     config.data = ConfigDict()
     config.data.source = "vizdoom"

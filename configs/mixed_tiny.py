@@ -17,6 +17,7 @@ def get_config(variant: str = "") -> ConfigDict:
     """Returns the config; `variant` is "", "smoke" or "videos", `config.path` the folder of videos."""
     config = ConfigDict()
     config.seed = 0
+    config.compilation_cache = ""  # a folder or bucket that keeps compiled programs
     config.path = placeholder(str)
 
     config.data = ConfigDict()
