@@ -17,6 +17,7 @@ def get_config(variant: str = "") -> ConfigDict:
     """Returns the config; `variant` is "", "smoke" or "videos", `config.path` the folder of videos."""
     config = ConfigDict()
     config.seed = 0
+    config.compilation_cache = ""  # a folder or bucket that keeps compiled programs
     config.path = placeholder(str)
 
     config.data = ConfigDict()
@@ -118,7 +119,7 @@ def get_config(variant: str = "") -> ConfigDict:
         for stage, steps in ((config.train, 8), (config.distill, 2)):
             stage.steps = stage.optimizer.total_steps = steps
             stage.optimizer.warmup_steps = 1
-            stage.log_every, stage.checkpoint_every = 1, 4
+            stage.log_every, stage.checkpoint.every_steps = 1, 4
         config.distill.objective.tangent_warmup = 1
     elif variant == "videos":
         for name in ("playground", "doom"):
@@ -145,8 +146,10 @@ def _stage(steps: int, learning_rate: float, warmup: int) -> ConfigDict:
     stage = ConfigDict()
     stage.steps = steps
     stage.log_every = 10
-    stage.checkpoint_every = 300
-    stage.keep = 2
+    stage.checkpoint = ConfigDict()
+    stage.checkpoint.every_steps = 300
+    stage.checkpoint.keep = 2
+    stage.max_step_seconds, stage.max_first_step_seconds = 900.0, 3600.0
     stage.max_skipped = 20
     stage.ema_decay = 0.99
     stage.accumulate = 1

@@ -2,14 +2,15 @@
 
 pixr1 distill --config=FILE --workdir=DIR [--profile=START:END]
 
-The same command continues a run that was stopped or killed.
+The same command continues a run that was stopped or killed. On several machines it is started once on each: TPU pods
+and Slurm are recognised, elsewhere --coordinator=HOST:PORT --processes=N --process=I says who is who.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pixr1_jax.core import cli_errors
+from pixr1_jax.core import cli_errors, distributed
 from pixr1_jax.core import config as config_lib
 from pixr1_jax.training import loop, profile
 
@@ -18,13 +19,16 @@ def define_flags() -> None:
     """Defines the flags of this verb."""
     config_lib.define_flags()
     profile.define_flag()
+    distributed.define_flags()
 
 
 def main(argv: Sequence[str]) -> None:
     """Runs the stage."""
     if len(argv) > 1:
         raise ValueError(f"pixr1 distill takes no argument {argv[1]!r}; see pixr1 distill --help")
-    loop.run(config_lib.flag_config(), "distill", config_lib.flag_workdir(), profile.flag_steps())
+    config, workdir = config_lib.flag_config(), config_lib.flag_workdir()
+    with distributed.join():
+        loop.run(config, "distill", workdir, profile.flag_steps())
 
 
 if __name__ == "__main__":

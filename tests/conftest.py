@@ -32,6 +32,12 @@ def tiny() -> types.ModuleType:
     return _load("tiny")
 
 
+@pytest.fixture(scope="session")
+def processes() -> types.ModuleType:
+    """The helpers of tests/processes.py."""
+    return _load("processes")
+
+
 @pytest.fixture(scope="module", autouse=True)
 def forget_compiled():
     """Drops a module's compiled programs: each maps memory, and Linux allows a process 65530 maps, then it crashes."""

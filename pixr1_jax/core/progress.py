@@ -28,6 +28,7 @@ def track(
     *,
     file: TextIO | None = None,
     interval: float = _PLAIN_INTERVAL,
+    shown: bool = True,
 ) -> Iterator[Tracker]:
     """Shows the progress of the `with` block.
 
@@ -36,11 +37,15 @@ def track(
         description: what is being done, a few words.
         file: where to write; None is standard error. A terminal gets a live bar.
         interval: least number of seconds between two plain lines.
+        shown: False shows nothing, as all but one of many processes should.
 
     Yields:
         A Tracker; call its `advance` after each item.
     """
     output: TextIO = sys.stderr if file is None else file
+    if not shown:
+        yield _Nothing()
+        return
     console = rich.console.Console(file=output)
     if console.is_terminal:
         with _bar(console) as bar:
@@ -61,6 +66,13 @@ def _bar(console: rich.console.Console) -> rich.progress.Progress:
         rich.progress.TextColumn("{task.fields[info]}"),
         console=console,
     )
+
+
+class _Nothing:
+    """Shows nothing."""
+
+    def advance(self, count: int = 1, **info: Any) -> None:
+        pass
 
 
 class _Bar:

@@ -2,7 +2,7 @@
 
 On disk a step is an Orbax checkpoint `DIRECTORY/STEP/` with two items: `state`, arrays in nested dicts keyed
 by readable names (no Python class is recorded), and `data`, one JSON file a process with the position of its
-data iterator.
+data iterator. Its metadata hold a checksum of every array, which a restore compares.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import json
 import os
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable, Iterator, Mapping
 from typing import Any, Literal, Protocol, cast
 
 import jax
@@ -21,11 +21,13 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from pixr1_jax.core import tree as tree_lib
+from pixr1_jax.training.checkpoint_policy import CheckpointPolicy, MetricMean, SaveClock
+from pixr1_jax.training.checksums import checksums
 
 # Orbax writes this file last, on every kind of storage: a directory without it is an unfinished save.
 _COMMIT_MARKER = "commit_success.txt"
 _STATE, _DATA = "state", "data"
-_UNREADABLE = "cannot be read; delete this step to fall back to the one before"
+_CHECKSUMS = "checksums"  # in the metadata: by path of an array
 _SAVE_FAILED = "the save failed; check the space and the permissions"
 
 
@@ -54,32 +56,32 @@ class Checkpoints:
     programs read through `load_params`.
     """
 
-    def __init__(self, directory: str | os.PathLike[str], *, every_steps: int, keep: int):
+    def __init__(self, directory: str | os.PathLike[str], policy: CheckpointPolicy):
         """Opens the directory, creates it if absent, and removes unfinished saves.
 
         Args:
             directory: A local folder or a bucket path (`gs://...`).
-            every_steps: A save is due at each positive multiple of this step.
-            keep: How many of the newest checkpoints stay; older ones are deleted after each save.
+            policy: When to save, and what to keep.
 
         Raises:
-            CheckpointError: If an argument is out of range or the directory cannot be written.
+            CheckpointError: If the directory cannot be written.
         """
-        for name, value in (("every_steps", every_steps), ("keep", keep)):
-            if value < 1:
-                raise CheckpointError(f"checkpoint: {name} is {value}; it must be 1 or more")
-        self._directory, self._every_steps = _absolute(directory), every_steps
+        self._directory = _absolute(directory)
+        self._clock, self._mean = SaveClock(policy), MetricMean(policy)
         _prepare(self._directory)
         # Kept in memory so that all processes decide alike, however late a shared folder shows a new file.
         self._newest = max(finished_steps(self._directory), default=-1)
         never = ocp.training.save_decision_policies.SpecificStepsPolicy(())
-        newest = ocp.training.preservation_policies.LatestN(keep)
+        context = ocp.Context()
+        # A folder that cannot be made in the background would be waited for, for minutes.
+        context.asynchronous.create_directories_asynchronously = False
         self._checkpointer = ocp.training.Checkpointer(
             self._directory,
+            context=context,
             # When to save is decided in `save`, alike on all processes: no policy of Orbax's may add a save.
-            # Orbax's own annotations of its policies do not agree, hence the two exceptions.
+            # Orbax's own annotations of its policies do not agree, hence the exception.
             save_decision_policy=never,  # pyright: ignore[reportArgumentType]
-            preservation_policy=newest,  # pyright: ignore[reportArgumentType]
+            preservation_policy=policy.kept(),
         )
 
     def save(self, step: int, state: Any, data_iterator: DataIterator, *, force: bool = False) -> bool:
@@ -101,7 +103,7 @@ class Checkpoints:
             CheckpointError: If the state holds something else than non-empty arrays, if the directory holds a
                 later step than this one, or if the save before failed in the background.
         """
-        if not (force or (step > 0 and step % self._every_steps == 0)):
+        if not (self._clock.due(step) or force):
             return False
         self.wait()
         if self._newest == step:
@@ -112,10 +114,23 @@ class Checkpoints:
                 "or save to a new directory"
             )
         items = {_STATE: _savable(state, self._directory), _DATA: _DataPosition(data_iterator)}
+        metrics: Any = self._mean.take()
+        metadata: Any = {_CHECKSUMS: checksums(state)}
         with _storage_errors(self._directory / str(step), _SAVE_FAILED):
-            self._checkpointer.save_checkpointables_async(step, items, force=True)
+            self._checkpointer.save_checkpointables_async(
+                step, items, force=True, metrics=metrics, custom_metadata=metadata
+            )
         self._newest = step
+        self._clock.saved()
         return True
+
+    def note(self, metrics: Mapping[str, float]) -> None:
+        """Tells what was logged, by which the best checkpoints are found.
+
+        Raises:
+            ValueError: If the policy's metric is not there.
+        """
+        self._mean.note(metrics)
 
     def latest_step(self) -> int | None:
         """Returns the newest finished step, or None where there is none."""
@@ -136,12 +151,13 @@ class Checkpoints:
 
         Raises:
             CheckpointError: If the step is absent, if a path, shape or dtype differs (the message names the
-                first one), or if the data position cannot be taken over.
+                first one), if an array is not what was saved, or if the data position cannot be taken over.
         """
         self.wait()
         path = _step_path(self._directory, step)
         position = _DataPosition(data_iterator)
-        state = _load_state(path, abstract_state, _saved_tree(path), {_DATA: position})
+        saved, sums = _saved_tree(path)
+        state = _load_state(path, abstract_state, saved, sums, {_DATA: position})
         position.apply(path)
         return state
 
@@ -180,13 +196,14 @@ def load_params(
         The weights, structured as `template`.
 
     Raises:
-        CheckpointError: If there is no such step or branch, or a path, shape or dtype differs.
+        CheckpointError: If there is no such step or branch, a path, shape or dtype differs, or an array is not
+            what was saved.
     """
     path = _step_path(_absolute(directory), step)
-    saved = _saved_tree(path)
+    saved, sums = _saved_tree(path)
     if which not in saved:
         raise CheckpointError(f"{path}: its state holds no {which!r}; it holds {', '.join(sorted(saved))}")
-    return _load_state(path, {which: template}, {which: saved[which]}, {})[which]
+    return _load_state(path, {which: template}, {which: saved[which]}, sums, {})[which]
 
 
 class _DataPosition:
@@ -242,16 +259,20 @@ def _read_positions(directory: epath.Path) -> dict[str, str]:
     return {path.name: path.read_text() for path in directory.glob("process_*-of-*.json")}
 
 
-def _saved_tree(path: epath.Path) -> dict[str, Any]:
-    """Returns the tree of the saved state, with a shape and a dtype in the place of each array."""
-    with _storage_errors(path, _UNREADABLE):
-        saved = cast(dict[str, Any] | None, ocp.metadata(path).metadata)
+def _saved_tree(path: epath.Path) -> tuple[dict[str, Any], dict[str, int]]:
+    """Returns the tree of the saved state, with shape and dtype in the place of each array, and the checksums."""
+    with _storage_errors(path, _unreadable(path)):
+        metadata = ocp.metadata(path)
+        saved = cast(dict[str, Any] | None, metadata.metadata)
+        sums = cast(dict[str, Any], metadata.custom_metadata or {}).get(_CHECKSUMS, {})
     if saved is None:  # Orbax logs why, and goes on.
-        raise CheckpointError(f"{path}: {_UNREADABLE} (its state is damaged)")
-    return saved
+        raise CheckpointError(f"{path}: {_unreadable(path)} (its state is damaged)")
+    return saved, sums
 
 
-def _load_state(path: epath.Path, template: Any, saved: dict[str, Any], others: dict[str, Any]) -> Any:
+def _load_state(
+    path: epath.Path, template: Any, saved: dict[str, Any], sums: Mapping[str, int], others: dict[str, Any]
+) -> Any:
     """Reads the branches of the state that `template` has, and the other items in the same pass.
 
     `saved` is what `template` must agree with: the saved tree, or some branches of it.
@@ -260,9 +281,20 @@ def _load_state(path: epath.Path, template: Any, saved: dict[str, Any], others: 
     _compare(path, tree_lib.named_leaves(saved), tree_lib.named_leaves(nested))
     context = ocp.Context()
     context.pytree.loading.partial_load = True
-    with _storage_errors(path, _UNREADABLE), context:
+    with _storage_errors(path, _unreadable(path)), context:
         items = ocp.load_checkpointables(path, {_STATE: jax.tree.map(_abstract, nested), **others})
+    for name, value in sorted(checksums(items[_STATE]).items()):
+        if value != sums.get(name, value):
+            raise CheckpointError(f"{path}: {name} is not what was saved: the checkpoint {_unreadable(path)}")
     return tree_lib.from_dict(template, items[_STATE])
+
+
+def _unreadable(path: epath.Path) -> str:
+    """What to do about a step that cannot be used."""
+    before = [step for step in finished_steps(path.parent) if step < int(path.name)]
+    if before:
+        return f"cannot be used; delete this step to fall back to step {before[-1]}"
+    return "cannot be used, and no step is before it; restore its files or start in a new directory"
 
 
 def _compare(path: epath.Path, saved: dict[str, Any], wanted: dict[str, Any]) -> None:

@@ -13,11 +13,13 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from data_pipelines.loader import make_iterator
-from pixr1_jax.core.config import save_config
+from pixr1_jax.core.compilation import keep_compiled
+from pixr1_jax.core.config import freeze, save_config
 from pixr1_jax.core.progress import track
 from pixr1_jax.omni.model import Omni
 from pixr1_jax.training import setup
 from pixr1_jax.training.checkpoint import Checkpoints, finished_steps, load_params
+from pixr1_jax.training.checkpoint_policy import CheckpointPolicy
 from pixr1_jax.training.flops import StepFlops
 from pixr1_jax.training.goodput import Goodput
 from pixr1_jax.training.metrics import MetricWriter
@@ -27,6 +29,7 @@ from pixr1_jax.training.signals import stop_on_signal
 from pixr1_jax.training.state import TrainState, initial_state, train_step
 from pixr1_jax.training.throughput import Throughput, device_memory, work_of
 from pixr1_jax.training.wandb_board import open_board
+from pixr1_jax.training.watchdog import Watchdog
 
 
 class TrainingError(ValueError):
@@ -51,9 +54,11 @@ def run(config: ConfigDict, stage: str, workdir: pathlib.Path, profile: Steps | 
       ValueError: The config, the data or a checkpoint does not fit; the message says how.
     """
     section = config[stage]
+    keep_compiled(config.get("compilation_cache"))
     directory = workdir / stage
     directory.mkdir(parents=True, exist_ok=True)
-    save_config(config, directory / "config.json")
+    if jax.process_index() == 0:
+        save_config(config, directory / "config.json")
     ledger = Goodput(directory)
     board = open_board(config, stage, directory)
 
@@ -113,9 +118,8 @@ def run(config: ConfigDict, stage: str, workdir: pathlib.Path, profile: Steps | 
     ###########################################################################
     # State: the newest checkpoint, or a beginning.
 
-    checkpoints = Checkpoints(
-        setup.checkpoint_directory(workdir, stage), every_steps=section.checkpoint_every, keep=section.keep
-    )
+    policy = freeze(CheckpointPolicy, section.checkpoint, f"config.{stage}.checkpoint")
+    checkpoints = Checkpoints(setup.checkpoint_directory(workdir, stage), policy)
     if checkpoints.latest_step() is None:
         first = setup.initial_model(sizes, data, plan, config.seed, partition) if teacher is None else teacher
         # Buffers of its own: the step donates the state, the teacher must outlive it.
@@ -134,23 +138,31 @@ def run(config: ConfigDict, stage: str, workdir: pathlib.Path, profile: Steps | 
     writer = MetricWriter(directory, first_step=step + 1 if step else 0, board=board)
     throughput = Throughput(work_of(plan, batch_size), jax.devices())
     flops = StepFlops(objective, plan.row_spec, batch_size)
+    watchdog = Watchdog(section.max_step_seconds, section.max_first_step_seconds)
+    bar = track(section.steps - step, stage, shown=jax.process_index() == 0)
     first_step, pending, shown = step + 1, None, {}
-    with stop_on_signal() as stop, track(section.steps - step, stage) as progress:
-        while step < section.steps and not stop.requested_anywhere():
-            ledger.enter("save")
+
+    def begin(span: str, what: str, first: bool = False) -> None:
+        ledger.enter(span)
+        watchdog.at(f"{stage}: {what}", first=first)
+
+    with stop_on_signal() as stop, watchdog, bar as progress:
+        while step < section.steps and not stop.requested_anywhere(step):
+            begin("save", f"saving step {step}")
             checkpoints.save(step, state, batches)  # before the next batch is drawn
             profiler.before(step + 1, pending)
-            ledger.enter("data_wait")
+            begin("data_wait", f"reading the batch of step {step + 1}")
             batch = next(batches)
             step += 1
-            ledger.enter("compile" if step == first_step else "step")
+            compiles = step == first_step
+            begin("compile" if compiles else "step", f"step {step}", first=compiles)
             batch = partition.global_batch(batch, batch_size)
             state, metrics = update(state, teacher, batch)
             ledger.enter("step")
             # One step is waited for while the next is queued: the device never idles, and the host never runs ahead.
             jax.block_until_ready(pending)
             pending = metrics["loss"]
-            throughput.step(compiled=step == first_step)
+            throughput.step(compiled=compiles)
             if step % section.log_every == 0 or step == section.steps:
                 values = {f"{stage}/{name}": float(value) for name, value in jax.device_get(metrics).items()}
                 ledger.enter("idle")
@@ -158,6 +170,7 @@ def run(config: ConfigDict, stage: str, workdir: pathlib.Path, profile: Steps | 
                 values |= throughput.read(ledger.write(step), flops(batch, step - 1))
                 values |= device_memory(jax.local_devices()) | {"goodput/share": ledger.account.goodput}
                 writer.write(step, values)
+                checkpoints.note(values)
                 _check_finite(int(values[f"{stage}/skipped_in_a_row"]), section.max_skipped)
                 shown = {"loss": values[f"{stage}/loss"]}
             progress.advance(1, **shown)

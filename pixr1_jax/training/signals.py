@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import signal
 import threading
 from collections.abc import Iterator
 from types import FrameType
 
 import jax
-import numpy as np
 from jax.experimental import multihost_utils
-
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 @dataclasses.dataclass
@@ -26,15 +24,19 @@ class StopRequest:
 
     requested: bool = False
 
-    def requested_anywhere(self) -> bool:
-        """Returns whether any process of the job was asked to stop.
+    def requested_anywhere(self, step: int) -> bool:
+        """Returns whether the run is to stop before this step, alike on all processes.
 
-        A scheduler may signal one process only, or each at a different step, and a save needs all of them.
-        Every process must call this at the same steps; with more than one process it is a small collective.
+        A scheduler may signal one process only, or each at a different step, and a save needs all of them. With
+        several processes the service of `jax.distributed` carries the notice and finds a step that none has
+        passed yet, within seconds and without a collective in between.
+
+        Args:
+            step: The number of steps taken; every process calls this at every step.
         """
         if jax.process_count() == 1:
             return self.requested
-        return bool(np.any(multihost_utils.process_allgather(np.asarray(self.requested))))
+        return multihost_utils.reached_preemption_sync_point(step)
 
 
 @contextlib.contextmanager
@@ -42,8 +44,8 @@ def stop_on_signal() -> Iterator[StopRequest]:
     """Turns the first SIGTERM or SIGINT into a flag, for the length of a `with` block.
 
     The second signal raises at once: KeyboardInterrupt for SIGINT, SystemExit with code 128 + n for SIGTERM.
-    The former handlers are put back on exit, also after an exception. Enter it after
-    `jax.distributed.initialize`, whose own SIGTERM handler it replaces.
+    The former handlers are put back on exit, also after an exception. With several processes SIGTERM is left to
+    the handler of `jax.distributed`, which tells the other processes, and the first SIGINT is turned into it.
 
     Yields:
         The request, whose `requested` the loop reads between steps.
@@ -54,16 +56,20 @@ def stop_on_signal() -> Iterator[StopRequest]:
     if threading.current_thread() is not threading.main_thread():
         raise ValueError("stop_on_signal: signals reach the main thread only; enter it there")
     request = StopRequest()
+    several = jax.process_count() > 1
 
     def handle(number: int, frame: FrameType | None) -> None:
         if not request.requested:
             request.requested = True
+            if several:
+                os.kill(os.getpid(), signal.SIGTERM)
         elif number == signal.SIGINT:
             raise KeyboardInterrupt
         else:
             raise SystemExit(128 + number)
 
-    former = {number: signal.signal(number, handle) for number in _SIGNALS}
+    own = (signal.SIGINT,) if several else (signal.SIGTERM, signal.SIGINT)
+    former = {number: signal.signal(number, handle) for number in own}
     try:
         yield request
     finally:

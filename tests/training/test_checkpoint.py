@@ -1,5 +1,6 @@
 """Checkpoints: what was saved comes back, on any mesh; what does not fit is named; half a save is none."""
 
+import resource
 import shutil
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from pixr1_jax.training.checkpoint import CheckpointError, Checkpoints, load_params
+from pixr1_jax.training.checkpoint_policy import CheckpointPolicy
 
 
 class Layer(nnx.Module):
@@ -77,13 +79,13 @@ def assert_same(left, right):
 
 
 def save(directory, step, state, iterator=None):
-    checkpoints = Checkpoints(directory, every_steps=1, keep=5)
+    checkpoints = Checkpoints(directory, CheckpointPolicy(1, keep=5))
     assert checkpoints.save(step, state, iterator or Counter(step))
     checkpoints.close()
 
 
 def restore(directory, state, iterator=None, step=None):
-    checkpoints = Checkpoints(directory, every_steps=1, keep=5)
+    checkpoints = Checkpoints(directory, CheckpointPolicy(1, keep=5))
     try:
         return checkpoints.restore(jax.eval_shape(lambda: state), iterator or Counter(), step)
     finally:
@@ -111,7 +113,7 @@ def test_a_save_goes_on_while_training_overwrites_the_state(tmp_path):
     wanted = np.array(state["params"]["w"])
     advance = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf * 0 - 1, tree), donate_argnums=0)
     counter = Counter(3)
-    checkpoints = Checkpoints(tmp_path, every_steps=1, keep=1)
+    checkpoints = Checkpoints(tmp_path, CheckpointPolicy(1, keep=1))
     template = jax.eval_shape(lambda: state)
     assert checkpoints.save(3, state, counter)
     for _ in range(5):
@@ -126,7 +128,7 @@ def test_a_save_goes_on_while_training_overwrites_the_state(tmp_path):
 
 def test_saves_are_due_forced_or_neither_and_the_newest_stay(tmp_path):
     state, started = make_state(), []
-    checkpoints = Checkpoints(tmp_path, every_steps=4, keep=2)
+    checkpoints = Checkpoints(tmp_path, CheckpointPolicy(4, keep=2))
     assert checkpoints.latest_step() is None
     for step in range(14):
         if checkpoints.save(step, state, Counter(step)):
@@ -144,7 +146,7 @@ def test_saves_are_due_forced_or_neither_and_the_newest_stay(tmp_path):
         checkpoints.restore(state, Counter(), step=4)
     checkpoints.close()
     # A run that went back in time does not mix its steps with those of the abandoned future.
-    again = Checkpoints(tmp_path, every_steps=4, keep=2)
+    again = Checkpoints(tmp_path, CheckpointPolicy(4, keep=2))
     with pytest.raises(CheckpointError, match="holds step 13, later than step 8"):
         again.save(8, state, Counter(8))
     again.close()
@@ -165,7 +167,7 @@ def test_restore_onto_another_mesh(tmp_path, old, new):
     state = {"params": {"w": jnp.arange(128.0).reshape(16, 8), "b": jnp.ones(3)}, "step": jnp.int32(5)}
     save(tmp_path, 5, place(state, old))
     template = place(jax.tree.map(jnp.zeros_like, state), new)
-    checkpoints = Checkpoints(tmp_path, every_steps=1, keep=1)
+    checkpoints = Checkpoints(tmp_path, CheckpointPolicy(1, keep=1))
     restored = checkpoints.restore(template, Counter())
     checkpoints.close()
     assert_same(restored, state)
@@ -222,7 +224,7 @@ def test_half_a_save_is_no_checkpoint(tmp_path):
     (tmp_path / "notes").mkdir()
     assert_same(load_params(tmp_path, state.params), state.ema)
 
-    checkpoints = Checkpoints(tmp_path, every_steps=1, keep=5)
+    checkpoints = Checkpoints(tmp_path, CheckpointPolicy(1, keep=5))
     assert checkpoints.latest_step() == 7
     assert sorted(path.name for path in tmp_path.iterdir()) == ["7", "notes"]
     counter = Counter()
@@ -242,10 +244,105 @@ def test_a_damaged_checkpoint_is_named(tmp_path, lost):
     path = tmp_path / "7" / lost
     shutil.rmtree(path) if path.is_dir() else path.unlink()
     counter = Counter(99)
-    with pytest.raises(CheckpointError, match=f"^{tmp_path}/7: cannot be read; delete this step") as raised:
+    with pytest.raises(CheckpointError, match=f"^{tmp_path}/7: cannot be used, and no step is before it") as raised:
         restore(tmp_path, state, counter)
     assert "\n" not in str(raised.value)
     assert counter.position == 99
+
+
+def flip_one_bit(folder):
+    """Of the largest data file, where arrays are; their compression has no checksum."""
+    path = max((path for path in folder.rglob("d/*") if path.is_file()), key=lambda path: path.stat().st_size)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(bytes(content))
+
+
+def test_one_wrong_bit_is_found_and_the_step_before_is_named(tmp_path):
+    state = {"params": {"w": jax.random.normal(jax.random.key(0), (64, 128))}, "step": jnp.int32(3)}
+    for step in (3, 7):
+        save(tmp_path, step, state)
+    flip_one_bit(tmp_path / "7" / "state")
+    counter = Counter(99)
+    text = "7: params/w is not what was saved: .* delete this step to fall back to step 3"
+    with pytest.raises(CheckpointError, match=text):
+        restore(tmp_path, state, counter)
+    with pytest.raises(CheckpointError, match=text):
+        load_params(tmp_path, state["params"], which="params")
+    assert counter.position == 99
+    shutil.rmtree(tmp_path / "7")
+    assert_same(restore(tmp_path, state, counter), state)
+    assert counter.position == 3
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_full_disk_loses_nothing_saved_before(tmp_path):
+    """A limit on the size of a file stands for the full disk: what is written beyond it fails."""
+    small = {"w": jnp.ones(8)}
+    large = {"w": jax.random.normal(jax.random.key(0), (1 << 18,))}
+    save(tmp_path, 3, small)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    checkpoints = Checkpoints(tmp_path, CheckpointPolicy(1, keep=1))
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 18, hard))
+        with pytest.raises(CheckpointError, match=f"^{tmp_path}.*: the save failed; check the space") as raised:
+            checkpoints.save(5, large, Counter(5))
+            checkpoints.wait()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "File too large" in str(raised.value) and "\n" not in str(raised.value)
+    counter = Counter()
+    assert_same(restore(tmp_path, small, counter), small)
+    assert counter.position == 3
+    save(tmp_path, 5, large)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["3", "5"]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_folder_that_is_no_longer_writable_loses_nothing_saved_before(tmp_path):
+    """Another folder of that name, of a file system that takes nothing, stands for it: root may write anywhere else."""
+    state = make_state()
+    save(tmp_path / "run", 3, state)
+    checkpoints = Checkpoints(tmp_path / "run", CheckpointPolicy(1, keep=1))
+    (tmp_path / "run").rename(tmp_path / "kept")
+    (tmp_path / "run").symlink_to("/proc/self", target_is_directory=True)
+    with pytest.raises(CheckpointError, match="run.*: the save failed; check the space and the permissions"):
+        checkpoints.save(5, state, Counter(5))
+        checkpoints.wait()
+    (tmp_path / "run").unlink()
+    (tmp_path / "kept").rename(tmp_path / "run")
+    assert_same(restore(tmp_path / "run", state), state)
+
+
+def test_the_best_and_every_kth_stay(tmp_path):
+    checkpoints = Checkpoints(
+        tmp_path, CheckpointPolicy(1, keep=1, keep_every=4, keep_best=2, metric="loss", best="lowest")
+    )
+    losses = {
+        1: [9.0],
+        2: [1.0, 2.0],
+        3: [5.0, float("nan")],
+        4: [7.0],
+        5: [1.9],
+        6: [],
+        7: [0.5, 9.5],
+        8: [3.0],
+        9: [8.0],
+    }
+    for step, values in losses.items():
+        for value in values:
+            checkpoints.note({"loss": value, "other": 0.0})
+        checkpoints.save(step, {"w": jnp.ones(4)}, Counter(step))
+        if step == 6:  # what was measured is not lost with the process
+            checkpoints.close()
+            checkpoints = Checkpoints(
+                tmp_path, CheckpointPolicy(1, keep=1, keep_every=4, keep_best=2, metric="loss", best="lowest")
+            )
+    with pytest.raises(ValueError, match="'loss' is not logged; there are accuracy, other"):
+        checkpoints.note({"other": 0.0, "accuracy": 1.0})
+    checkpoints.close()
+    # 2 (mean 1.5) and 5 (1.9) are best, 4 and 8 are multiples, 9 is the newest.
+    assert sorted(int(path.name) for path in tmp_path.iterdir()) == [2, 4, 5, 8, 9]
 
 
 def test_another_number_of_processes_takes_over_a_common_position_only(tmp_path):
@@ -283,7 +380,7 @@ def test_a_refused_data_position_is_named(tmp_path):
     ],
 )
 def test_states_that_cannot_be_saved_are_named(tmp_path, state, text):
-    checkpoints = Checkpoints(tmp_path, every_steps=1, keep=1)
+    checkpoints = Checkpoints(tmp_path, CheckpointPolicy(1, keep=1))
     with pytest.raises(CheckpointError, match=text):
         checkpoints.save(1, state, Counter())
     checkpoints.close()
@@ -292,12 +389,8 @@ def test_states_that_cannot_be_saved_are_named(tmp_path, state, text):
 def test_bad_arguments_and_folders_are_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="file/run: cannot be written"):
-        Checkpoints(tmp_path / "file" / "run", every_steps=1, keep=1)
-    with pytest.raises(CheckpointError, match="keep is 0"):
-        Checkpoints(tmp_path, every_steps=1, keep=0)
-    with pytest.raises(CheckpointError, match="every_steps is 0"):
-        Checkpoints(tmp_path, every_steps=0, keep=1)
-    checkpoints = Checkpoints(tmp_path / "empty", every_steps=1, keep=1)
+        Checkpoints(tmp_path / "file" / "run", CheckpointPolicy(1, keep=1))
+    checkpoints = Checkpoints(tmp_path / "empty", CheckpointPolicy(1, keep=1))
     with pytest.raises(CheckpointError, match="holds no finished checkpoint"):
         checkpoints.restore(make_state(), Counter())
     checkpoints.close()

@@ -30,7 +30,7 @@ def workdir(clips, tmp_path):
 
 
 def config_of(tiny, **changes):
-    return tiny.experiment(**({"train__steps": 4, "train__checkpoint_every": 2} | changes))
+    return tiny.experiment(**({"train__steps": 4, "train__checkpoint__every_steps": 2} | changes))
 
 
 @pytest.fixture

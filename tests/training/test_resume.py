@@ -17,7 +17,7 @@ from pixr1_jax.training.metrics import read_metrics
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 STEPS = 60
-FIELDS = {"train.steps": STEPS, "train.checkpoint_every": 7, "pack.batch_rows": 2, "train.max_skipped": 5}
+FIELDS = {"train.steps": STEPS, "train.checkpoint.every_steps": 7, "pack.batch_rows": 2, "train.max_skipped": 5}
 WAIT = 120  # seconds until a test gives up on a process
 
 
