@@ -1,0 +1,48 @@
+import pathlib
+import textwrap
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+CONFIG = """
+import runpy
+from ml_collections import ConfigDict
+
+def get_config(variant=""):
+    config = runpy.run_path({quickstart!r})["get_config"](variant)
+    with config.unlocked():
+        config.mesh = ConfigDict({{"slice": -1, "data": 1, "fsdp": 64, "context": 1, "tensor": 4}})
+        config.launch = ConfigDict({{"bucket": "gs://bucket-of-ours/pixr1", "image": "eu-docker.pkg.dev/p/r/pixr1:1",
+                                    "queue": "tpus", "priority": "high", "project": "p", "zone": "us-east5-b",
+                                    "max_restarts": 7, "grace_seconds": 90}})
+    return config
+"""
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch) -> pathlib.Path:
+    """A folder with configs/pod.py, made the current one."""
+    (tmp_path / "configs").mkdir()
+    text = CONFIG.format(quickstart=str(ROOT / "configs" / "quickstart.py"))
+    (tmp_path / "configs" / "pod.py").write_text(textwrap.dedent(text))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def pixr1(monkeypatch, capsys):
+    """Runs the command in this process: arguments in, exit code, standard output and error out."""
+    from absl import flags
+
+    from pixr1_jax import cli
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        # The verbs define flags of one name, and each belongs to a process of its own.
+        monkeypatch.setattr(flags, "FLAGS", flags.FlagValues())
+        monkeypatch.setattr("sys.argv", ["pixr1", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return (ended.value.code or 0, *capsys.readouterr())
+
+    return run
