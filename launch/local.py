@@ -20,7 +20,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import FrameType
 
 from launch.job import STOPPED, Job, LaunchConfig
@@ -194,7 +194,7 @@ def _say(words: str) -> None:
     print(f"pixr1: {words}", file=sys.stderr, flush=True)
 
 
-def main(argv: list[str]) -> None:
+def main(argv: Sequence[str]) -> None:
     """Runs the job of a file; ends the process with its exit code."""
     if len(argv) != 2:
         raise ValueError("give the file of one job: python -m launch.local FILE")

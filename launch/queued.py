@@ -60,6 +60,7 @@ obtain() {
       FAILED | SUSPENDED | SUSPENDING)
         echo "pixr1: the machines are gone, asking for others"
         gcloud compute tpus queued-resources delete "$$name" "$${where[@]}" --force --quiet ;;
+      *) ;; # they are on their way
     esac
     sleep 30
   done
@@ -172,8 +173,8 @@ def _request(job: Job, topology: Topology, slices: int, launch: LaunchConfig) ->
     usual = topology_lib.parse(topology.accelerator_type)
     if sorted(usual.shape) != sorted(topology.shape):
         raise ValueError(
-            f"queued resources have {usual.accelerator_type} as {usual.gke_topology} only, not {topology.gke_topology}; "
-            "change --topology, or use --to=gke"
+            f"queued resources have {usual.accelerator_type} as {usual.gke_topology} only, not "
+            f"{topology.gke_topology}; change --topology, or use --to=gke"
         )
     words = [f"--accelerator-type={topology.accelerator_type}"]
     words.append(f"--runtime-version={launch.runtime or _RUNTIMES[topology.generation]}")

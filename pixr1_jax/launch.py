@@ -21,7 +21,6 @@ import sys
 from collections.abc import Sequence
 
 from absl import flags
-from ml_collections import config_flags
 
 from launch import gke, local, queued
 from launch import job as job_lib
@@ -53,13 +52,10 @@ def main(argv: Sequence[str]) -> None:
         raise ValueError(f"--to is missing; use one of {', '.join(_TARGETS)}")
     config = config_lib.flag_config()
     launch = job_lib.settings(config)
-    file = config_flags.get_config_filename(given["config"])
+    file, overrides = config_lib.flag_source()
     name = given.name or job_lib.default_name(file, given.stage)
-    overrides = {
-        field: value
-        for field, value in config_flags.get_override_values(given["config"]).items()
-        if not field.startswith("launch.")
-    }
+    # What says how the job is launched is no business of its run.
+    overrides = {field: value for field, value in overrides.items() if not field.startswith("launch.")}
     workdir = str(config_lib.flag_workdir()) if given.to == "local" else given.workdir or name
     job = job_lib.Job(name=name, stage=given.stage, config=file, overrides=overrides, workdir=workdir)
     out = pathlib.Path(given.out)

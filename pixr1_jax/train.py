@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from absl import flags
+
 from pixr1_jax.core import cli_errors, distributed
 from pixr1_jax.core import config as config_lib
 from pixr1_jax.training import loop, profile
@@ -20,6 +22,9 @@ def define_flags() -> None:
     config_lib.define_flags()
     profile.define_flag()
     distributed.define_flags()
+    flags.DEFINE_integer(
+        "stopped_code", 0, "Exit code of a run that a signal stopped before its last step, after it has saved."
+    )
 
 
 def main(argv: Sequence[str]) -> None:
@@ -29,6 +34,8 @@ def main(argv: Sequence[str]) -> None:
     config, workdir = config_lib.flag_config(), config_lib.flag_workdir()
     with distributed.join():
         loop.run(config, "train", workdir, profile.flag_steps())
+    if not loop.finished(config, "train", workdir):
+        raise SystemExit(flags.FLAGS.stopped_code)
 
 
 if __name__ == "__main__":

@@ -80,6 +80,19 @@ def flag_config() -> ml_collections.ConfigDict:
     return config
 
 
+def flag_source() -> tuple[str, dict[str, Any]]:
+    """Returns what the configuration of the flags was made from: FILE.py:ARGUMENT, and the values that override it.
+
+    The values are by the path of their field, without "config.".
+
+    Raises:
+        ConfigError: --config is missing.
+    """
+    flag_config()
+    flag = flags.FLAGS["config"]
+    return config_flags.get_config_filename(flag), dict(config_flags.get_override_values(flag))
+
+
 def flag_workdir() -> pathlib.Path:
     """Returns the folder given by --workdir.
 

@@ -1,4 +1,7 @@
+import os
 import pathlib
+import subprocess
+import sys
 import textwrap
 
 import pytest
@@ -31,18 +34,16 @@ def repository(tmp_path, monkeypatch) -> pathlib.Path:
 
 
 @pytest.fixture
-def pixr1(monkeypatch, capsys):
-    """Runs the command in this process: arguments in, exit code, standard output and error out."""
-    from absl import flags
+def pixr1():
+    """Runs the command: arguments in, exit code, standard output and error out."""
 
-    from pixr1_jax import cli
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        # The verbs define flags of one name, and each belongs to a process of its own.
-        monkeypatch.setattr(flags, "FLAGS", flags.FlagValues())
-        monkeypatch.setattr("sys.argv", ["pixr1", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        return (ended.value.code or 0, *capsys.readouterr())
+    def run(*arguments: str, **variables: str) -> tuple[int, str, str]:
+        done = subprocess.run(
+            [sys.executable, "-m", "pixr1_jax.cli", *arguments],
+            env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)} | variables,
+            capture_output=True,
+            text=True,
+        )
+        return done.returncode, done.stdout, done.stderr
 
     return run

@@ -1,6 +1,7 @@
 """The objects for GKE against the official schemas, offline and strict, and what the schemas cannot know."""
 
 import copy
+import functools
 import json
 import pathlib
 
@@ -33,9 +34,16 @@ def render(name="v6e-256", slices=1, launch=LAUNCH, job=JOB) -> dict:
     return found
 
 
+@functools.cache
+def validator(kind: str) -> jsonschema.Draft202012Validator:
+    schema = json.loads((SCHEMAS / f"{kind}.json").read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    return jsonschema.Draft202012Validator(schema)
+
+
 def validate(thing: dict) -> None:
     """Raises a ValidationError unless the official schemas accept an object."""
-    jsonschema.validate(thing, json.loads((SCHEMAS / f"{thing['kind']}.json").read_text()))
+    validator(thing["kind"]).validate(thing)
     # Metadata is that of every object of Kubernetes.
     plain = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": thing["metadata"]}
     kubernetes_validate.validate(plain, kubernetes_validate.latest_version(), strict=True)

@@ -25,14 +25,14 @@ what = plan.get((int(me), attempt), plan.get("else"))
 def stop(*_):
     if what == "wait":
         (folder / f"saved-{me}").touch()
-        sys.exit(%d)
+        sys.exit(75)
 signal.signal(signal.SIGTERM, stop)
 if isinstance(what, int):
     if what < 0:
         os.kill(os.getpid(), -what)
     sys.exit(what)
 time.sleep(60)
-""" % STOPPED
+"""
 
 
 def job(folder, plan, processes=2, **changes) -> local.LocalJob:
