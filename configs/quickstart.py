@@ -9,6 +9,8 @@ full (docs/benchmarks.md, Adaptive selection). `live` plays the clips of trainin
 
 from ml_collections import ConfigDict
 
+from launch.sweeps import Change, product, values
+
 
 def get_config(variant: str = "") -> ConfigDict:
     """Returns the config; `variant` is "", "smoke", "sparse" or "live"."""
@@ -132,6 +134,11 @@ def get_config(variant: str = "") -> ConfigDict:
     elif variant:
         raise ValueError(f"configs/quickstart.py has no variant {variant!r}; use 'smoke', 'sparse', 'live' or none")
     return config
+
+
+def sweep() -> list[Change]:
+    """Six trials, for `pixr1 sweep` on the variant `smoke` (docs/recipes.md)."""
+    return product(values("train.optimizer.learning_rate", 3e-4, 1e-3, 3e-3), values("model.width", 32, 128))
 
 
 def _stage(steps: int, learning_rate: float, warmup: int) -> ConfigDict:

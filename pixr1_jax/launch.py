@@ -24,6 +24,7 @@ from absl import flags
 
 from launch import gke, local, queued
 from launch import job as job_lib
+from launch.files import write
 from pixr1_jax.core import cli_errors, topology
 from pixr1_jax.core import config as config_lib
 
@@ -61,7 +62,7 @@ def main(argv: Sequence[str]) -> None:
     out = pathlib.Path(given.out)
     if given.to == "local":
         path = out / f"{name}.local.json"
-        _write(path, local.to_json(local.from_job(job, given.processes, launch)))
+        write(path, local.to_json(local.from_job(job, given.processes, launch)))
         _end(given.submit, path, [sys.executable, "-m", "launch.local", str(path)])
         return
     if not given.topology:
@@ -73,23 +74,15 @@ def main(argv: Sequence[str]) -> None:
     job = job_lib.pod_job(job)
     if given.to == "gke":
         path = out / f"{name}.jobset.yaml"
-        _write(path, gke.to_yaml([gke.job_set(job, slice_, given.num_slices, launch)]))
+        write(path, gke.to_yaml([gke.job_set(job, slice_, given.num_slices, launch)]))
         if launch.queue:
-            _write(out / f"{name}.queue.yaml", gke.to_yaml(gke.queue(slice_, given.num_slices, launch)))
+            write(out / f"{name}.queue.yaml", gke.to_yaml(gke.queue(slice_, given.num_slices, launch)))
         _end(given.submit, path, ["kubectl", "apply", "-f", str(path)])
     else:
         path = out / f"{name}.queued.sh"
-        _write(path, queued.script(job, slice_, given.num_slices, launch))
+        write(path, queued.script(job, slice_, given.num_slices, launch))
         path.chmod(0o755)
         _end(given.submit, path, ["bash", str(path)])
-
-
-def _write(path: pathlib.Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
-    print(f"wrote {path}")
 
 
 def _end(submit: bool, path: pathlib.Path, command: list[str]) -> None:

@@ -30,7 +30,9 @@ def test_names_are_short_tell_all_apart_and_are_file_names():
     sweep = chain([{}], product(values("train.optimizer.learning_rate", 1e-3, 2e-3), values("model.width", 64)))
     assert sweeps.names(sweep) == ["base", "learning_rate=0.001,width=64", "learning_rate=0.002,width=64"]
     # Both end in the same word.
-    sweep = zipped(values("train.steps", 10, 20), values("distill.steps", 1, 2), values("export.platforms", ("a/b",), ()))
+    sweep = zipped(
+        values("train.steps", 10, 20), values("distill.steps", 1, 2), values("export.platforms", ("a/b",), ())
+    )
     assert sweeps.names(sweep) == [
         "train.steps=10,distill.steps=1,platforms=a-b",
         "train.steps=20,distill.steps=2,platforms=none",
