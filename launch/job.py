@@ -20,6 +20,7 @@ from pixr1_jax.core.topology import Topology
 
 MOUNT = "/bucket"
 STOPPED = 75  # exit code of a stage that was stopped by a signal and saved: EX_TEMPFAIL, "try again"
+SHARDS = "shards"  # where a work directory has its dataset
 STAGES = ("train", "distill")
 
 _BUCKET = re.compile(r"gs://(?P<name>[a-z0-9][a-z0-9._-]{1,220}[a-z0-9])(/(?P<folder>[\w./-]*))?")
@@ -139,9 +140,9 @@ class Job:
         line = f"exec pixr1 {shlex.join(self.arguments)}"
         if not self.shards:
             return line
-        here = shlex.quote(f"{self.workdir}/shards")
+        here = shlex.quote(f"{self.workdir}/{SHARDS}")
         # All processes of the job do this, one of them first.
-        link = f"{{ ln -s {shlex.quote(self.shards)} {here} || test -e {here}; }}"
+        link = f"{{ ln -sT {shlex.quote(self.shards)} {here} 2>/dev/null || test -e {here}; }}"
         return f"mkdir -p {shlex.quote(self.workdir)} && {link} && {line}"
 
 

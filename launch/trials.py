@@ -21,11 +21,9 @@ from typing import Any, Literal
 import ml_collections
 
 from launch import sweeps
-from launch.job import STOPPED, Job
+from launch.job import SHARDS, STOPPED, Job
 from launch.sweeps import SweepError
 from pixr1_jax.core import config as config_lib
-from pixr1_jax.training import setup
-from pixr1_jax.training.checkpoint import finished_steps
 
 RECORD = "sweep.json"
 LOG = "log.txt"
@@ -94,7 +92,7 @@ def changed(config: ml_collections.ConfigDict, trial: Trial) -> ml_collections.C
 def job(trial: Trial, name: str, stage: str, config_file: str, overrides: Mapping[str, Any], directory: str) -> Job:
     """Returns a trial as a job, whose work directory is in the sweep's folder `directory`."""
     workdir = f"{directory}/{trial.name}"
-    return Job(name, stage, config_file, {**overrides, **trial.changes}, workdir, shards="../shards")
+    return Job(name, stage, config_file, {**overrides, **trial.changes}, workdir, shards=f"../{SHARDS}")
 
 
 def record(directory: pathlib.Path, config: ml_collections.ConfigDict, trials: Sequence[Trial]) -> None:
@@ -137,6 +135,10 @@ def state(
     directory: pathlib.Path, config: ml_collections.ConfigDict, trial: Trial, stage: str
 ) -> Literal["new", "unfinished", "finished"]:
     """Returns what has become of a trial."""
+    # They bring jax with them, which writing the trials for a cluster does without.
+    from pixr1_jax.training import setup
+    from pixr1_jax.training.checkpoint import finished_steps
+
     workdir = directory / trial.name
     saved = finished_steps(setup.checkpoint_directory(workdir, stage))
     if saved and saved[-1] >= changed(config, trial)[stage].steps:
@@ -196,7 +198,7 @@ def run(directory: pathlib.Path, jobs: Mapping[str, Job], at_once: int, grace_se
 
 def _start(workdir: pathlib.Path, given: Job, directory: pathlib.Path) -> subprocess.Popen[bytes]:
     workdir.mkdir(exist_ok=True)
-    shards = setup.shards_directory(workdir)
+    shards = workdir / SHARDS
     if not shards.is_symlink():
         shards.symlink_to(given.shards, target_is_directory=True)
     # Trials of one shape compile the same programs.

@@ -23,8 +23,6 @@ from launch import job as job_lib
 from launch.files import write
 from pixr1_jax.core import cli_errors, topology
 from pixr1_jax.core import config as config_lib
-from pixr1_jax.data import build_data
-from pixr1_jax.training import setup
 
 _TARGETS = ("local", "gke")
 
@@ -75,7 +73,9 @@ def _run(directory: pathlib.Path, stage: str, at_once: int) -> None:
         if states[trial.name] != "finished"
     }
     if jobs:
-        build_data(config, setup.shards_directory(directory))
+        from pixr1_jax.data import build_data  # slow to import, and only needed here
+
+        build_data(config, directory / job_lib.SHARDS)
     codes = trials.run(directory, jobs, at_once, job_lib.settings(config).grace_seconds)
     failed = [trial for trial, code in codes.items() if code not in (0, job_lib.STOPPED)]
     if failed:
@@ -107,7 +107,7 @@ def _write(stage: str, at_once: int) -> None:
     write(path, gke.to_yaml(sets))
     if launch.queue:
         write(out / f"{name}.queue.yaml", gke.to_yaml(gke.queue(slice_, given.num_slices * at_once, launch)))
-    print(f"build the dataset: pixr1 data build --config={file} --out={launch.bucket}/{directory}/shards")
+    print(f"build the dataset: pixr1 data build --config={file} --out={launch.bucket}/{directory}/{job_lib.SHARDS}")
     print(f"start {len(sets)} trials with: kubectl apply -f {path}")
 
 
