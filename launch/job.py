@@ -193,16 +193,11 @@ def check_mesh(config: ml_collections.ConfigDict, topology: Topology, slices: in
     Raises:
         ConfigError: it cannot; the message says how many chips there are.
     """
-    sizes = dict(config.get("mesh", {}))
-    devices = topology.chips * slices
-    given = [size for size in sizes.values() if size != -1]
-    product = 1
-    for size in given:
-        product *= size
-    free = len(given) < len(sizes)
-    if devices % product if free else sizes and devices != product:
-        words = ", ".join(f"{name}={size}" for name, size in sizes.items())
-        raise config_lib.ConfigError(
-            f"config.mesh ({words}) takes {'a multiple of ' if free else ''}{product} chips, and {slices} of "
-            f"{topology.name} have {devices}; change config.mesh or --topology"
-        )
+    # It brings jax with it, which a mistake in another flag need not wait for.
+    from pixr1_jax.core.partition import MeshShape
+
+    shape = config_lib.freeze(MeshShape, config.mesh, "config.mesh")
+    try:
+        shape.resolve(topology.chips * slices, slices)
+    except ValueError as error:
+        raise config_lib.ConfigError(f"config.{error}; --topology has {slices} x {topology.name}") from error

@@ -76,7 +76,7 @@ def test_gke_writes_a_job_set_a_trial(swept, pixr1):
         (["--to=local", "--workdir=w", "--jobs=0"], ["--jobs=0"]),
         (["--to=gke"], ["--topology is missing"]),
         (["--to=gke", "--topology=v6e-12"], ["v6e-12", "v6e-16"]),
-        (["--to=gke", "--topology=v6e-64"], ["config.mesh", "v6e:8x8"]),
+        (["--to=gke", "--topology=v6e-64"], ["config.mesh (", "1 x v6e:8x8"]),
         (["--to=gke", "--topology=v6e-256", "--config.launch.bucket="], ["config.launch.bucket is missing"]),
         (["--report"], ["--workdir is missing"]),
         (["--report", "--workdir=w"], ["w/sweep.json does not exist"]),

@@ -105,7 +105,10 @@ GKE = ("--to=gke", "--topology=v6e-256")
         (["--to=queued", "--topology=tpu"], ["'tpu' is no TPU slice", "v5p:"]),
         (["--to=gke"], ["--topology is missing"]),
         (["--topology=v6e-256"], ["--to is missing", "gke, queued, local"]),
-        (["--to=gke", "--topology=v6e-64"], ["config.mesh", "takes a multiple of 256 chips", "1 of v6e:8x8 have 64"]),
+        (
+            ["--to=gke", "--topology=v6e-64"],
+            ["config.mesh (", "fsdp=64", "does not fit 64 devices", "--topology has 1 x v6e:8x8"],
+        ),
         ([*GKE, "--num_slices=0"], ["--num_slices=0"]),
         (
             ["--to=gke", "--topology=v6e-256", "--config.launch.bucket="],
