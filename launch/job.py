@@ -194,9 +194,10 @@ def check_mesh(config: ml_collections.ConfigDict, topology: Topology, slices: in
         ConfigError: it cannot; the message says how many chips there are.
     """
     # It brings jax with it, which a mistake in another flag need not wait for.
-    from pixr1_jax.core.partition import MeshShape
+    from pixr1_jax.core.partition import AXES, MeshShape
 
-    shape = config_lib.freeze(MeshShape, config.mesh, "config.mesh")
+    sizes = {name: size for name, size in config.mesh.items() if name in AXES}
+    shape = config_lib.freeze(MeshShape, sizes, "config.mesh")
     try:
         shape.resolve(topology.chips * slices, slices)
     except ValueError as error:

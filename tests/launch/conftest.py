@@ -15,12 +15,18 @@ from ml_collections import ConfigDict
 def get_config(variant=""):
     config = runpy.run_path({quickstart!r})["get_config"](variant)
     with config.unlocked():
-        config.mesh = ConfigDict({{"slice": -1, "data": 1, "fsdp": 64, "context": 1, "tensor": 4}})
+        config.mesh.slice, config.mesh.data, config.mesh.fsdp, config.mesh.tensor = -1, 1, 64, 4
         config.launch = ConfigDict({{"bucket": "gs://bucket-of-ours/pixr1", "image": "eu-docker.pkg.dev/p/r/pixr1:1",
                                     "queue": "tpus", "priority": "high", "project": "p", "zone": "us-east5-b",
                                     "max_restarts": 7, "grace_seconds": 90}})
     return config
 """
+
+
+@pytest.fixture
+def here() -> dict[str, int]:
+    """Fields that lay the mesh of configs/pod.py over the devices of this machine."""
+    return {"mesh.slice": 1, "mesh.data": -1, "mesh.fsdp": 1, "mesh.tensor": 1}
 
 
 @pytest.fixture

@@ -34,7 +34,7 @@ FIELDS = {
     "pack.batch_rows": 2,
     "pack.window_chunks": 3,
     "train.log_every": 1,
-    "train.checkpoint_every": 5,
+    "train.checkpoint.every_steps": 5,
     "train.steps": STEPS,
 }
 
@@ -91,9 +91,9 @@ def test_a_mistake_is_one_line_and_writes_nothing(swept, pixr1, arguments, words
     assert not (swept / "runs").exists() and not (swept / "w").exists()
 
 
-def test_a_killed_trial_goes_on_and_the_finished_one_is_left(swept, pixr1, tmp_path):
+def test_a_killed_trial_goes_on_and_the_finished_one_is_left(swept, pixr1, here, tmp_path):
     """The losses of the trial are those of a run that nobody killed: the one that the whole sweep had before."""
-    changes = [f"--config.{field}={value}" for field, value in FIELDS.items()]
+    changes = [f"--config.{field}={value}" for field, value in (FIELDS | here).items()]
     arguments = ["--config=configs/pod.py:smoke", *changes, "--to=local", "--jobs=2", "--workdir=sweep"]
     variables = {
         "JAX_PLATFORMS": "cpu",

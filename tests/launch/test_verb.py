@@ -59,7 +59,7 @@ def test_what_is_handed_on_is_read_as_it_was_given(repository, pixr1, monkeypatc
     (repository / "configs" / "live.py").write_text(
         (repository / "configs" / "pod.py")
         .read_text()
-        .replace("config.mesh =", "config.data.live = False; config.mesh =")
+        .replace("config.launch =", "config.data.live = False; config.launch =")
     )
     code, out, err = launch(pixr1, "--to=local", "--workdir=w", *given, config="configs/live.py")
     assert code == 0, err
