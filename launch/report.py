@@ -220,7 +220,7 @@ def _color(number: int, count: int) -> Any:
 def _style(axes: Axes, title: str, across: str) -> None:
     axes.set_title(title, fontsize=10, loc="left", color=_INK, weight="bold")
     axes.set_xlabel(across, fontsize=8, color=_INK)
-    axes.tick_params(labelsize=8, length=3, colors=_INK)
+    axes.tick_params(which="both", labelsize=8, length=3, colors=_INK)
     axes.grid(axis="y", color="#e6e8eb", linewidth=0.8)
     axes.set_axisbelow(True)
     for side, spine in axes.spines.items():
