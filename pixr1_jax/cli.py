@@ -19,7 +19,7 @@ VERBS: Mapping[str, str] = {
     "stream": "run an artifact and write what it dreams as a film with sound",
     "evaluate": "score an artifact against held-out clips",
     "bench": "what attention costs: bench kernels, timed here or estimated for a TPU with --aot",
-    "launch": "write or start a job: a GKE JobSet, a queued-resources script, processes of this machine",
+    "launch": "write or start a job: a GKE JobSet, a script for queued resources, or local processes",
     "sweep": "run or write the trials of a config's sweep(), and report on them",
     "quickstart": "do all of this at a small scale: data, train, distill, export, stream, evaluate",
 }
