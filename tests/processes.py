@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-WAIT = 300  # seconds until a test gives up on a process; a busy machine takes its time
+WAIT = 600  # seconds until a test gives up on a process; a busy machine takes its time
 
 
 def free_port() -> int:
