@@ -13,11 +13,11 @@ import rich.console
 import rich.table
 
 from data_pipelines import files as files_lib
-from data_pipelines.cuts import split_blocks
 from data_pipelines.index import ClipInfo
 from data_pipelines.plan import PackPlan
 from data_pipelines.row_layout import TokenSpec
 from data_pipelines.shards import Dataset, open_dataset
+from data_pipelines.split import split_blocks
 from pixr1_jax.core import progress
 
 # Upper ends of the groups by duration, in seconds.
@@ -82,16 +82,25 @@ def packing(dataset: Dataset, spec: TokenSpec, *, window_chunks: int, row_tokens
     """How full rows of about `row_tokens` tokens would be with the clips of the split `train`.
 
     Returns:
-        `row_tokens`, `rows` in an epoch, and the fractions `tokens` and `blocks`, see `data_pipelines.plan.Efficiency`.
+        `row_tokens`, `clean_blocks` and `noisy_blocks` of a row, `rows` in an epoch, the fractions `tokens` and
+        `blocks` (see `data_pipelines.plan.Efficiency`) and `context`, see `PackPlan`.
 
     Raises:
         PlanError: no row of that length holds the clips.
     """
     infos = dataset.clips("train")
-    blocks = split_blocks(infos, spec, window_chunks, row_tokens // spec.block)
+    blocks = split_blocks([infos], spec, window_chunks, row_tokens // spec.block)
     plan = PackPlan(infos, spec, window_chunks=window_chunks, row=blocks, seed=0)
     fill = plan.efficiency()
-    return {"row_tokens": row_tokens, "rows": plan.rows_per_epoch, "tokens": fill.tokens, "blocks": fill.blocks}
+    return {
+        "row_tokens": row_tokens,
+        "clean_blocks": blocks.clean,
+        "noisy_blocks": blocks.noisy,
+        "rows": plan.rows_per_epoch,
+        "tokens": fill.tokens,
+        "blocks": fill.blocks,
+        "context": plan.context,
+    }
 
 
 def rows(summary: dict[str, Any]) -> list[tuple[str, list[str]]]:

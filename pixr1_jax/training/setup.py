@@ -12,13 +12,14 @@ from ml_collections import ConfigDict
 
 from data_pipelines import config as data_config
 from data_pipelines import patches
-from data_pipelines.cuts import split_blocks
+from data_pipelines.fill import Blocks
 from data_pipelines.live import LivePlan, LivePlayground
 from data_pipelines.loader import Readers, row_source
 from data_pipelines.mix import Mixture, Shares, mix
 from data_pipelines.plan import PackPlan
 from data_pipelines.row_layout import TokenSpec
 from data_pipelines.shards import Dataset, open_dataset
+from data_pipelines.split import split_blocks
 from pixr1_jax.attention.blocks import MemoryPolicy
 from pixr1_jax.core.config import ConfigError, freeze
 from pixr1_jax.core.partition import MeshShape, Partition, Rules, make_mesh
@@ -97,15 +98,26 @@ def pack_plan(
         "rows_windows": config.pack.windows_per_row,
         "seed": config.seed,
     }
-    blocks = config.pack.get("row_blocks")
+    blocks = _row_blocks(config)
     if isinstance(data, LivePlayground) and split == "train":
         return data.plan(spec, **sizes)
     if isinstance(data, Mapping):
         clips = {name: dataset.clips(split) for name, dataset in data.items()}
         return mix(clips, spec, _shares(config), row_blocks=blocks, **sizes)
     clips = data.clips(split)
-    row = None if blocks is None else split_blocks(clips, spec, config.pack.window_chunks, blocks)
-    return PackPlan(clips, spec, row=row, **sizes)
+    if isinstance(blocks, int):
+        blocks = split_blocks([clips], spec, config.pack.window_chunks, blocks)
+    return PackPlan(clips, spec, row=blocks, **sizes)
+
+
+def _row_blocks(config: ConfigDict) -> int | Blocks | None:
+    """Blocks of a row that windows are cut to fill, of its halves where `pack.clean_blocks` gives one of them."""
+    blocks, clean = config.pack.get("row_blocks"), config.pack.get("clean_blocks")
+    if clean is None:
+        return blocks
+    if blocks is None or not 0 <= clean < blocks:
+        raise ConfigError(f"pack.clean_blocks is {clean}; it is the clean part of pack.row_blocks, which is {blocks}")
+    return Blocks(clean, blocks - clean)
 
 
 def _shares(config: ConfigDict) -> list[Shares]:

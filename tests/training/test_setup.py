@@ -117,6 +117,19 @@ def test_a_budget_bounds_the_keys_and_its_ramp_does_not(tiny, dataset):
     assert most <= limits[0][0] <= most + 4
 
 
+def test_rows_are_filled_as_the_section_says(tiny, dataset):
+    filled = tiny.experiment()
+    with filled.unlocked():
+        filled.pack.row_blocks = 60
+    assert setup.pack_plan(filled, dataset).row_spec.blocks == 60
+    with filled.unlocked():
+        filled.pack.clean_blocks = 21
+    assert setup.pack_plan(filled, dataset).row_spec.clean_blocks == 21
+    filled.pack.clean_blocks = 60
+    with pytest.raises(ValueError, match="pack.clean_blocks is 60; .* part of pack.row_blocks, which is 60"):
+        setup.pack_plan(filled, dataset)
+
+
 def test_windows_beyond_the_horizon(tiny, dataset):
     config = tiny.experiment(pack__window_chunks=6, memory__horizon=5)
     with pytest.raises(ValueError, match="pack.window_chunks=6 exceeds memory.horizon=5"):
