@@ -110,7 +110,7 @@ def test_short_rows_are_filled_by_the_split_that_fills_them(clips):
 
 
 def test_a_split_is_the_same_whoever_asks_and_follows_the_datasets_that_rows_are_of(clips):
-    spec, few = spec_of(64), clips[:16]
+    spec, few = spec_of(64), clips[:40]
     large = [info for info in few if info.height >= 720]
     small = [info for info in few if info.height < 720]
     both = lambda *weights: split_blocks([large, small], spec, 8, 2048, weights)
