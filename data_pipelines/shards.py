@@ -26,7 +26,7 @@ from data_pipelines import record as record_lib
 from data_pipelines.clip import Clip, ClipError, one_line
 from data_pipelines.index import INDEX, ClipInfo
 
-VERSION = 2
+VERSION = 3
 MANIFEST = "manifest.json"
 REJECTED = "rejected.jsonl"
 

@@ -53,8 +53,8 @@ def read_window(
 ) -> Window:
     """Reads a window of a clip and converts what differs from the run.
 
-    An image is held for its chunk, with no sound and no action. Sound is resampled and mixed to `spec.chunk_samples` a
-    chunk and `spec.channels` where the clip's differ, and untouched where they do not. Actions take their columns of
+    An image is held for its chunk, with no sound, action or fact. Sound is resampled and mixed to `spec.chunk_samples`
+    a chunk and `spec.channels` where the clip's differ, and untouched where they do not. Actions take their columns of
     the run's schema; columns that the clip lacks are zero.
 
     Args:
@@ -111,6 +111,7 @@ def _held(clip: Clip, spec: TokenSpec) -> Clip:
         video=np.repeat(clip.video[:1], frames, axis=0),
         audio=np.zeros((samples_at(frames, clip.sample_rate, clip.frame_rate), 0), np.int16),
         actions=np.zeros((frames, len(clip.action_names)), np.float32),
+        facts={},
     )
 
 
