@@ -26,24 +26,24 @@ def action_schema(infos: Iterable[ClipInfo]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for names in schemas for name in names))
 
 
-def chunks_of(info: ClipInfo, spec: TokenSpec) -> int:
+def chunks_of(info: ClipInfo | Clip, spec: TokenSpec) -> int:
     """Whole chunks of a clip; 1 for an image, which is held for a chunk."""
     return 1 if is_image(info, spec) else info.frames // spec.chunk_frames
 
 
-def is_image(info: ClipInfo, spec: TokenSpec) -> bool:
+def is_image(info: ClipInfo | Clip, spec: TokenSpec) -> bool:
     """Whether a clip is a single frame, less than a chunk."""
     return info.frames == 1 < spec.chunk_frames
 
 
-def has_sound(info: ClipInfo, spec: TokenSpec) -> bool:
+def has_sound(info: ClipInfo | Clip, spec: TokenSpec) -> bool:
     """Whether the windows of a clip have audio tokens."""
     return spec.audio_tokens > 0 and info.channels > 0 and not is_image(info, spec)
 
 
 def read_window(
     read: Read,
-    info: ClipInfo,
+    info: ClipInfo | Clip,
     spec: TokenSpec,
     actions: tuple[str, ...],
     *,
@@ -59,7 +59,7 @@ def read_window(
 
     Args:
       read: Reads frames of the clip.
-      info: The clip.
+      info: The clip, or its row of the index.
       spec: The tokens.
       actions: The run's schema.
       first_chunk: Chunk of the clip at which the window starts.
@@ -115,12 +115,12 @@ def _held(clip: Clip, spec: TokenSpec) -> Clip:
     )
 
 
-def _per_chunk(info: ClipInfo, spec: TokenSpec) -> fractions.Fraction:
+def _per_chunk(info: ClipInfo | Clip, spec: TokenSpec) -> fractions.Fraction:
     """Samples of the clip that sound during a chunk."""
     return info.sample_rate * spec.chunk_frames / info.frame_rate
 
 
-def _context(info: ClipInfo, spec: TokenSpec) -> tuple[int, int]:
+def _context(info: ClipInfo | Clip, spec: TokenSpec) -> tuple[int, int]:
     """Frames before and after a window whose sound goes into it: a chunk for its last hop, and what a filter needs."""
     ratio = spec.chunk_samples / _per_chunk(info, spec)
     if ratio == 1:
@@ -129,7 +129,9 @@ def _context(info: ClipInfo, spec: TokenSpec) -> tuple[int, int]:
     return spec.chunk_frames + around, around
 
 
-def _sound(clip: Clip, info: ClipInfo, spec: TokenSpec, first_frame: int, first_chunk: int, chunks: int) -> np.ndarray:
+def _sound(
+    clip: Clip, info: ClipInfo | Clip, spec: TokenSpec, first_frame: int, first_chunk: int, chunks: int
+) -> np.ndarray:
     """The window's sound after one hop of look-back, int16 [hop + samples, channels].
 
     Args:
