@@ -35,6 +35,7 @@ def build(
     *,
     shards: Mapping[str, int],
     spec: Mapping[str, Any],
+    items: Sequence[Item] | None = None,
     video_codec: VideoCodec = "zstd",
     processes: int = 0,
     patience: float | None = None,
@@ -48,7 +49,8 @@ def build(
 
     Args:
         directory: where the dataset goes; a dataset of another spec is replaced once the new one is complete.
-        source: what makes the clips; asked for its items only if they are needed.
+        source: what makes the clips.
+        items: those of the source, where they are known; else it is asked if they are needed.
         shards: number of shards of each split.
         spec: JSON-able description of the clips: equal specs must mean equal clips.
         video_codec: how clips are encoded that the source has not encoded, see `record.encode`.
@@ -74,7 +76,7 @@ def build(
             return manifest
         if reason:
             _say(progress, f"{directory}: building again, {reason}")
-        items = source.items()
+        items = source.items() if items is None else items
         jobs = writer_lib.make_jobs(items, shards)
         request = {"spec": wanted, "shards": dict(shards), "video_codec": video_codec, "items": len(items)}
         building = writer_lib.open_building(directory, request)

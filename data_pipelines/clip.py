@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import fractions
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+
+from data_pipelines import facts as facts_lib
+from data_pipelines.facts import Fact
 
 # FLAC's limits: any rate that fits 16 bits, above that multiples of ten.
 _MAX_FREE_SAMPLE_RATE, _MAX_SAMPLE_RATE = 65_535, 655_350
@@ -41,6 +45,7 @@ class Clip:
         licence: under which terms.
         seed: what generated the clip (0 where nothing did).
         episode: unique id, such as "playground/train/000017".
+        facts: what else is known of each frame, by name; nothing of it is shown to a model.
     """
 
     video: np.ndarray
@@ -54,6 +59,7 @@ class Clip:
     licence: str
     seed: int
     episode: str
+    facts: Mapping[str, Fact] = dataclasses.field(default_factory=dict)
 
     @property
     def frames(self) -> int:
@@ -70,6 +76,7 @@ class Clip:
         check_scalars(self)
         _check_arrays(self)
         check_events(self.events, self.frames)
+        check_facts(self.facts, self.frames)
 
 
 def samples_at(frame: int, sample_rate: int, frame_rate: fractions.Fraction) -> int:
@@ -102,6 +109,7 @@ def cut(clip: Clip, start: int, stop: int) -> Clip:
         audio=clip.audio[first:last],
         actions=clip.actions[start:stop],
         events=window_events(clip.events, start, stop),
+        facts=facts_lib.cut(clip.facts, start, stop),
     )
 
 
@@ -166,6 +174,17 @@ def check_events(events: tuple[TextEvent, ...], frames: int) -> None:
             raise ClipError(f"events has frame {event.frame!r} after {previous}; use rising ints below {frames}")
         _check_text("events", event.text)
         previous = event.frame
+
+
+def check_facts(facts: Mapping[str, Fact], frames: int) -> None:
+    """Raises ClipError unless every fact has a row for each of the clip's frames."""
+    for name, fact in facts.items():
+        if not isinstance(fact, Fact):
+            raise ClipError(f"facts: {name!r} is {type(fact).__name__}; use a Fact")
+        for text in (name, *fact.columns, *fact.objects):
+            _check_text("facts", text)
+        if problem := fact.problem(frames):
+            raise ClipError(f"facts: {name!r} {problem}")
 
 
 def _check_text(field: str, value: Any) -> None:

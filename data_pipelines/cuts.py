@@ -16,8 +16,6 @@ from data_pipelines.windows import chunks_of, has_sound
 
 _CAPACITIES = tuple(field.name for field in dataclasses.fields(Cost))
 _CLEAN, _NOISY = (_CAPACITIES.index(name) for name in ("clean_blocks", "noisy_blocks"))
-# The clean half of filled rows, of what windows cut nowhere would need: every cut saves some.
-_CLEAN_SHARE = 0.975
 
 
 class PlanError(ValueError):
@@ -140,31 +138,25 @@ def equal_cuts(
 
 def filling_cuts(infos: Sequence[ClipInfo], spec: TokenSpec, window_chunks: int, blocks: Blocks, seed: int) -> Cuts:
     """Windows of up to `window_chunks`, cut so that rows of `blocks` are full; no chunk is left out."""
-    shape_of, shapes, worst = _shapes(infos, spec, window_chunks)
+    shape_of, shapes, worst = shapes_of(infos, spec, window_chunks)
     chunks = np.array([chunks_of(info, spec) for info in infos], np.int64)
-    longest = shapes.longest(blocks, window_chunks)
-    for number in np.flatnonzero(longest[shape_of] == 0)[:1]:
+    made = pieces(shape_of, shapes, chunks, blocks, window_chunks)
+    for number in np.flatnonzero(made.longest == 0)[:1]:
         shape = shape_of[number]
         raise PlanError(
             f"{infos[number].episode}: a chunk of {infos[number].height}x{infos[number].width} takes "
             f"{shapes.noisy[shape]} noisy and its text {shapes.text[shape]} clean blocks, a row has {blocks.noisy} and "
             f"{blocks.clean}; raise the blocks of a row"
         )
-    # Pieces: as many windows of the greatest length as a clip has, and the rest.
-    pieces = np.zeros((len(shapes.noisy), int(longest.max()) + 1), np.int64)
-    whole, rest = np.divmod(chunks, longest[shape_of])
-    np.add.at(pieces, (shape_of, longest[shape_of]), whole)
-    np.add.at(pieces, (shape_of, rest), rest > 0)
-    stock = Stock(pieces)
+    stock = Stock(made.windows)
     patterns = fill(shapes, stock, blocks, seed)
 
-    clip, length = _windows_of_clips(shape_of, longest[shape_of], whole, rest, stock)
-    kinds, kind = np.unique(shape_of[clip] * pieces.shape[1] + length, return_inverse=True)
+    clip, length = _windows_of_clips(shape_of, made, stock)
+    lengths = made.windows.shape[1]
+    kinds, kind = np.unique(shape_of[clip] * lengths + length, return_inverse=True)
     groups, most = [], np.zeros(len(_CAPACITIES), np.int64)
     for pattern in patterns:
-        classes, of = np.unique(
-            np.searchsorted(kinds, pattern.shape * pieces.shape[1] + pattern.chunks), return_inverse=True
-        )
+        classes, of = np.unique(np.searchsorted(kinds, pattern.shape * lengths + pattern.chunks), return_inverse=True)
         groups.append(RowGroup(pattern.rows, classes, np.bincount(of, weights=pattern.counts).astype(np.int64)))
         content = worst[pattern.shape] * np.stack([pattern.chunks, pattern.chunks, np.ones_like(pattern.chunks)], 1)
         most[:3] = np.maximum(most[:3], (content * pattern.counts[:, None]).sum(0))
@@ -172,29 +164,38 @@ def filling_cuts(infos: Sequence[ClipInfo], spec: TokenSpec, window_chunks: int,
     return Cuts(clip, length, kind, np.zeros(len(infos), np.int64), row, groups)
 
 
-def split_blocks(infos: Sequence[ClipInfo], spec: TokenSpec, window_chunks: int, blocks: int) -> Blocks:
-    """How many of a row's blocks are best clean and noisy, where `filling_cuts` fills it."""
-    shape_of, shapes, _ = _shapes(infos, spec, window_chunks)
-    chunks = np.array([chunks_of(info, spec) for info in infos], np.int64)
-    # The longest window that fits both halves together.
-    longest = (blocks - shapes.text + shapes.clean) // (shapes.noisy + shapes.clean)
-    longest = np.clip(longest, 1, window_chunks)[shape_of]
-    windows = -(-chunks // longest)
-    noisy = (chunks * shapes.noisy[shape_of]).sum()
-    clean = ((chunks - windows) * shapes.clean[shape_of] + windows * shapes.text[shape_of]).sum()
-    clean_blocks = round(_CLEAN_SHARE * blocks * float(clean / (clean + noisy)))
-    # At least one chunk of every clip fits.
-    most, least = blocks - int(shapes.noisy.max()), int(shapes.text.max())
-    return Blocks(max(min(clean_blocks, most), least), blocks - max(min(clean_blocks, most), least))
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pieces:
+    """What clips are cut into at first: windows of the greatest length that a row holds, and the rest.
+
+    Attributes:
+      longest: int64 [clips], chunks of the longest window of each; 0 where a row holds none.
+      whole: int64 [clips], windows of that length.
+      rest: int64 [clips], chunks of the last window, which may be none.
+      windows: int64 [shapes, longest + 1], how many there are of each shape and length.
+    """
+
+    longest: np.ndarray
+    whole: np.ndarray
+    rest: np.ndarray
+    windows: np.ndarray
 
 
-def _windows_of_clips(
-    shape_of: np.ndarray, longest: np.ndarray, whole: np.ndarray, rest: np.ndarray, stock: Stock
-) -> tuple[np.ndarray, np.ndarray]:
+def pieces(shape_of: np.ndarray, shapes: Shapes, chunks: np.ndarray, blocks: Blocks, window_chunks: int) -> Pieces:
+    """Cuts clips of `chunks` chunks and of the shapes `shape_of`, int64 [clips] each, for rows of `blocks`."""
+    longest = shapes.longest(blocks, window_chunks)[shape_of]
+    whole, rest = np.divmod(chunks, np.maximum(longest, 1))
+    windows = np.zeros((len(shapes.noisy), int(longest.max()) + 1), np.int64)
+    np.add.at(windows, (shape_of, longest), whole)
+    np.add.at(windows, (shape_of, rest), rest > 0)
+    return Pieces(longest, whole, rest, windows)
+
+
+def _windows_of_clips(shape_of: np.ndarray, made: Pieces, stock: Stock) -> tuple[np.ndarray, np.ndarray]:
     """Deals the stock's cut pieces to the clips they came from: clip and length of every window, by clip."""
-    number = np.arange(len(whole))
-    clip_of_piece = np.concatenate([np.repeat(number, whole), number[rest > 0]])
-    length_of_piece = np.concatenate([np.repeat(longest, whole), rest[rest > 0]])
+    number = np.arange(len(made.whole))
+    clip_of_piece = np.concatenate([np.repeat(number, made.whole), number[made.rest > 0]])
+    length_of_piece = np.concatenate([np.repeat(made.longest, made.whole), made.rest[made.rest > 0]])
     order = np.lexsort((clip_of_piece, length_of_piece, shape_of[clip_of_piece]))
     clips, lengths = [], []
     first = 0
@@ -210,7 +211,7 @@ def _windows_of_clips(
     return clip[by_clip], length[by_clip]
 
 
-def _shapes(infos: Sequence[ClipInfo], spec: TokenSpec, window_chunks: int) -> tuple[np.ndarray, Shapes, np.ndarray]:
+def shapes_of(infos: Sequence[ClipInfo], spec: TokenSpec, window_chunks: int) -> tuple[np.ndarray, Shapes, np.ndarray]:
     """Shape of each clip, the shapes, and the chunks, patches (of a chunk) and text bytes that each takes at most."""
     sizes, costs = [], []
     for info in infos:

@@ -14,6 +14,7 @@ class Purpose(enum.IntEnum):
     FILL = 3
     CUTS = 4
     MIXTURE = 5
+    SPLIT = 6
 
 
 def draw(seed: int, number: int, purpose: Purpose, count: int) -> np.ndarray:

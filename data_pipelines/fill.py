@@ -15,7 +15,7 @@ from data_pipelines.draws import Purpose, draw
 
 # A pattern is the best of this many random fillings at a time, each from this many sorts of windows; where more than
 # a share of the row stays empty it is tried again with other sorts.
-_FILLINGS, _SORTS, _ATTEMPTS, _GOOD = 48, 96, 4, 0.003
+_FILLINGS, _SORTS, ATTEMPTS, _GOOD = 48, 96, 4, 0.003
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +116,7 @@ class Stock:
                     count -= here
 
 
-def fill(shapes: Shapes, stock: Stock, blocks: Blocks, seed: int) -> list[Pattern]:
+def fill(shapes: Shapes, stock: Stock, blocks: Blocks, seed: int, attempts: int = ATTEMPTS) -> list[Pattern]:
     """Lays out rows that together hold every window of the stock once, cut as they need it.
 
     Args:
@@ -124,15 +124,16 @@ def fill(shapes: Shapes, stock: Stock, blocks: Blocks, seed: int) -> list[Patter
       stock: The windows; empty afterwards.
       blocks: Capacities of a row.
       seed: Of the random choices.
+      attempts: Tries at most for each pattern.
     """
     costs = shapes.costs(stock.windows.shape[1] - 1)
     capacity = np.array([blocks.clean, blocks.noisy])
     random = _Random(seed)
     patterns = []
     while stock.windows.any():
-        attempts = (_pattern(costs, capacity, stock.windows, random) for _ in range(_ATTEMPTS))
-        best, least = next(attempts)
-        while least > _GOOD * capacity.sum() and (other := next(attempts, None)):
+        tries = (_pattern(costs, capacity, stock.windows, random) for _ in range(attempts))
+        best, least = next(tries)
+        while least > _GOOD * capacity.sum() and (other := next(tries, None)):
             best, least = min((best, least), other, key=lambda found: found[1])
         for sort in np.argsort(-best.chunks, kind="stable"):  # what is long cannot be cut from what is short
             stock.take(int(best.shape[sort]), int(best.chunks[sort]), int(best.rows * best.counts[sort]))
@@ -144,7 +145,7 @@ def _pattern(costs: np.ndarray, capacity: np.ndarray, windows: np.ndarray, rando
     """A pattern of the largest window left and what fills its row best, and the blocks that stay empty."""
     chunks = np.arange(windows.shape[1])
     at_least = np.cumsum(windows[:, ::-1], axis=1)[:, ::-1]  # windows of a length can be cut from all that are longer
-    need = np.where(windows > 0, (costs / capacity[:, None, None]).max(0), -1.0)
+    need = np.where(windows > 0, (costs / np.maximum(capacity, 1)[:, None, None]).max(0), -1.0)
     largest = np.unravel_index(need.argmax(), need.shape)
     left = (windows * chunks).sum(1) * costs[1, :, 1]  # blocks left of each shape, in about
 

@@ -25,8 +25,17 @@ class IndexDamagedError(ValueError):
 
 
 @dataclasses.dataclass(frozen=True)
+class FactInfo:
+    """A fact of a clip without its values: its name, the shape of a frame's row, and names of the last axis."""
+
+    name: str
+    shape: tuple[int, ...]
+    columns: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class ClipInfo:
-    """One row of the index: where a clip is, and its shape, clock, schema and texts."""
+    """One row of the index: where a clip is, and its shape, clock, schema, texts and facts."""
 
     split: str
     file: str
@@ -45,6 +54,7 @@ class ClipInfo:
     source: str
     licence: str
     seed: int
+    facts: tuple[FactInfo, ...] = ()
 
     @property
     def seconds(self) -> float:
@@ -72,10 +82,14 @@ def describe(record: Record, split: str, file: str, number: int, size: int) -> C
         source=record.source,
         licence=record.licence,
         seed=record.seed,
+        facts=tuple(FactInfo(name, fact.values.shape[1:], fact.columns) for name, fact in record.facts.items()),
     )
 
 
 _EVENTS = pa.list_(pa.struct([("frame", pa.int32()), ("text", pa.string())]))
+_FACTS = pa.list_(
+    pa.struct([("name", pa.string()), ("shape", pa.list_(pa.int32())), ("columns", pa.list_(pa.string()))])
+)
 _STORED = pa.schema(
     [
         ("split", pa.string()),
@@ -95,6 +109,7 @@ _STORED = pa.schema(
         ("source", pa.string()),
         ("licence", pa.string()),
         ("seed", pa.int64()),
+        ("facts", _FACTS),
     ]
 )
 # For those who query the table; not read back.
@@ -130,6 +145,7 @@ def _row(info: ClipInfo) -> dict[str, Any]:
         "frame_rate": f"{info.frame_rate.numerator}/{info.frame_rate.denominator}",
         "events": [dataclasses.asdict(event) for event in info.events],
         "action_names": list(info.action_names),
+        "facts": [dataclasses.asdict(fact) for fact in info.facts],
         "seconds": info.seconds,
         "samples": int(info.frames * info.sample_rate / info.frame_rate) if info.channels else 0,
         "patches": info.frames * rows * columns,
@@ -140,5 +156,6 @@ def _row(info: ClipInfo) -> dict[str, Any]:
 def _info(row: dict[str, Any]) -> ClipInfo:
     row["frame_rate"] = fractions.Fraction(row["frame_rate"])
     row["action_names"] = tuple(row["action_names"])
+    row["facts"] = tuple(FactInfo(fact["name"], tuple(fact["shape"]), tuple(fact["columns"])) for fact in row["facts"])
     row["events"] = tuple(TextEvent(**event) for event in row["events"])
     return ClipInfo(**row)

@@ -13,11 +13,11 @@ import rich.console
 import rich.table
 
 from data_pipelines import files as files_lib
-from data_pipelines.cuts import split_blocks
 from data_pipelines.index import ClipInfo
 from data_pipelines.plan import PackPlan
 from data_pipelines.row_layout import TokenSpec
 from data_pipelines.shards import Dataset, open_dataset
+from data_pipelines.split import split_blocks
 from pixr1_jax.core import progress
 
 # Upper ends of the groups by duration, in seconds.
@@ -30,10 +30,11 @@ def summarise(dataset: Dataset) -> dict[str, Any]:
 
     Returns:
         JSON-able: `directory`, `version`, `spec`, `action_names`, `video_codec`, `rejected` (how many things gave no
-        clip, and the commonest reasons), and under `splits` for each split `clips`, `frames`, `seconds`, `bytes`,
+        clip, and the commonest reasons), `facts` (for each name the `shape` of a frame's row and the `columns`, as in
+        the first clip that has it), and under `splits` for each split `clips`, `frames`, `seconds`, `bytes`,
         `shards`, `silent` and `uncaptioned` clips, and the number of clips by `sizes` ("widthxheight"), `durations`,
-        `frame_rates`, `sample_rates`, `channels`, `video_codecs`, `sources` (without what follows a colon) and
-        `licences`.
+        `frame_rates`, `sample_rates`, `channels`, `video_codecs`, `sources` (without what follows a colon),
+        `licences` and `facts`.
     """
     manifest = dataset.manifest
     rejected = dataset.rejected()
@@ -44,6 +45,7 @@ def summarise(dataset: Dataset) -> dict[str, Any]:
         "spec": manifest.spec,
         "action_names": list(manifest.action_names),
         "video_codec": manifest.video_codec,
+        "facts": _facts(dataset),
         "rejected": {"count": len(rejected), "reasons": dict(reasons.most_common(_REASONS))},
         "splits": {split: _of_split(dataset, split) for split in dataset.splits},
     }
@@ -68,6 +70,9 @@ def inspect(directory: str | os.PathLike[str], *, verify: bool) -> tuple[Dataset
     actions = ", ".join(summary["action_names"]) or "none"
     console.print(f"{summary['directory']}: video {summary['video_codec']}, actions {actions}", soft_wrap=True)
     console.print(table(summary))
+    for name, fact in summary["facts"].items():
+        size = "x".join(map(str, fact["shape"])) or "one number"
+        console.print(f"facts: {name}, {size} a frame ({', '.join(fact['columns'])})", soft_wrap=True)
     for reason, count in summary["rejected"]["reasons"].items():
         console.print(f"rejected: {count} x {reason}", soft_wrap=True)
     if verify:
@@ -82,16 +87,25 @@ def packing(dataset: Dataset, spec: TokenSpec, *, window_chunks: int, row_tokens
     """How full rows of about `row_tokens` tokens would be with the clips of the split `train`.
 
     Returns:
-        `row_tokens`, `rows` in an epoch, and the fractions `tokens` and `blocks`, see `data_pipelines.plan.Efficiency`.
+        `row_tokens`, `clean_blocks` and `noisy_blocks` of a row, `rows` in an epoch, the fractions `tokens` and
+        `blocks` (see `data_pipelines.plan.Efficiency`) and `context`, see `PackPlan`.
 
     Raises:
         PlanError: no row of that length holds the clips.
     """
     infos = dataset.clips("train")
-    blocks = split_blocks(infos, spec, window_chunks, row_tokens // spec.block)
+    blocks = split_blocks([infos], spec, window_chunks, row_tokens // spec.block)
     plan = PackPlan(infos, spec, window_chunks=window_chunks, row=blocks, seed=0)
     fill = plan.efficiency()
-    return {"row_tokens": row_tokens, "rows": plan.rows_per_epoch, "tokens": fill.tokens, "blocks": fill.blocks}
+    return {
+        "row_tokens": row_tokens,
+        "clean_blocks": blocks.clean,
+        "noisy_blocks": blocks.noisy,
+        "rows": plan.rows_per_epoch,
+        "tokens": fill.tokens,
+        "blocks": fill.blocks,
+        "context": plan.context,
+    }
 
 
 def rows(summary: dict[str, Any]) -> list[tuple[str, list[str]]]:
@@ -115,6 +129,7 @@ def rows(summary: dict[str, Any]) -> list[tuple[str, list[str]]]:
         "video": "video_codecs",
         "source": "sources",
         "licence": "licences",
+        "facts": "facts",
     }
     return found + [(label, [_counted(split[key]) for split in splits]) for label, key in counted.items()]
 
@@ -154,6 +169,14 @@ def _of_split(dataset: Dataset, split: str) -> dict[str, Any]:
         "video_codecs": _count(info.video_codec for info in infos),
         "sources": _count(info.source.split(":")[0] for info in infos),
         "licences": _count(info.licence for info in infos),
+        "facts": _count(fact.name for info in infos for fact in info.facts),
+    }
+
+
+def _facts(dataset: Dataset) -> dict[str, Any]:
+    infos = [info for split in reversed(dataset.splits) for info in reversed(dataset.clips(split))]
+    return {
+        fact.name: {"shape": list(fact.shape), "columns": list(fact.columns)} for info in infos for fact in info.facts
     }
 
 

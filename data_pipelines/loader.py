@@ -247,7 +247,8 @@ class ClipCache:
 
 
 def _clip_bytes(clip: Clip) -> int:
-    return clip.video.nbytes + clip.audio.nbytes + clip.actions.nbytes
+    facts = sum(fact.values.nbytes for fact in clip.facts.values())
+    return clip.video.nbytes + clip.audio.nbytes + clip.actions.nbytes + facts
 
 
 def _decoded_bytes(info: ClipInfo) -> int:

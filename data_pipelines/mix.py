@@ -11,16 +11,18 @@ import bisect
 import dataclasses
 import functools
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 
 from data_pipelines import cuts
 from data_pipelines.cuts import PlanError
 from data_pipelines.draws import Purpose, draw
+from data_pipelines.fill import Blocks
 from data_pipelines.index import ClipInfo
 from data_pipelines.plan import Efficiency, PackPlan, WindowRef
 from data_pipelines.row_layout import RowSpec, TokenSpec
+from data_pipelines.split import split_blocks
 from data_pipelines.windows import action_schema
 
 PERIOD = 1024  # rows; shares are multiples of 1 / PERIOD
@@ -100,6 +102,7 @@ class Mixture:
         ]
         if short:
             raise PlanError(f"a row is too small for the plans; raise {', '.join(short)}")
+        _check_shares(shares, self.plans)
         self._tables, self._seed = dict(tables or {}), seed
         self._period = functools.lru_cache(_PERIODS_KEPT)(self._shuffled)
         self._stretches = self._lay_out(tuple(shares))
@@ -153,8 +156,6 @@ class Mixture:
 
     def _lay_out(self, shares: tuple[Shares, ...]) -> list[_Stretch]:
         starts = [each.from_row for each in shares]
-        if not starts or starts[0] != 0 or any(a >= b for a, b in zip(starts, starts[1:], strict=False)):
-            raise PlanError(f"shares begin at rows {starts}; the first at row 0, each later than the one before")
         self._stretches: list[_Stretch] = []
         before = np.zeros(len(self.plans), np.int64)
         for number, each in enumerate(shares):
@@ -168,13 +169,7 @@ class Mixture:
 
     def _slots(self, shares: Shares) -> np.ndarray:
         """Rows of each plan in a period, by largest remainders; at least one where there is weight."""
-        given = dict(shares.weights)
-        unknown = [name for name in given if name not in self.plans]
-        weights = np.array([given.get(name, 0.0) for name in self.plans], np.float64)
-        if unknown or not np.isfinite(weights).all() or (weights < 0).any() or not weights.any():
-            raise PlanError(
-                f"the weights {given} from row {shares.from_row} on must be positive, of {', '.join(self.plans)}"
-            )
+        weights = _weights(shares, self.plans)
         if (weights > 0).sum() > PERIOD:
             raise PlanError(f"more datasets have weight than a period has rows, {PERIOD}")
         exact = weights / weights.sum() * PERIOD
@@ -204,13 +199,31 @@ class Mixture:
         self._period = functools.lru_cache(_PERIODS_KEPT)(self._shuffled)
 
 
+def _weights(shares: Shares, names: Iterable[str]) -> np.ndarray:
+    """The weights of the datasets, float64 [members]."""
+    given = dict(shares.weights)
+    return np.array([given.get(name, 0.0) for name in names], np.float64)
+
+
+def _check_shares(shares: Sequence[Shares], names: Collection[str]) -> None:
+    starts = [each.from_row for each in shares]
+    if not starts or starts[0] != 0 or any(a >= b for a, b in zip(starts, starts[1:], strict=False)):
+        raise PlanError(f"shares begin at rows {starts}; the first at row 0, each later than the one before")
+    for each in shares:
+        weights, unknown = _weights(each, names), set(dict(each.weights)) - set(names)
+        if unknown or not np.isfinite(weights).all() or (weights < 0).any() or not weights.any():
+            raise PlanError(
+                f"the weights {dict(each.weights)} from row {each.from_row} on must be positive, of {', '.join(names)}"
+            )
+
+
 def mix(
     clips: Mapping[str, Sequence[ClipInfo]],
     spec: TokenSpec,
     shares: Sequence[Shares],
     *,
     window_chunks: int,
-    row_blocks: int | None,
+    row_blocks: int | Blocks | None,
     rows_windows: int = 1,
     seed: int,
     tables: Mapping[str, int] | None = None,
@@ -222,7 +235,8 @@ def mix(
       spec: How content becomes tokens.
       shares: As in `Mixture`.
       window_chunks: Chunks in the longest window.
-      row_blocks: Blocks of a row, which windows are then cut to fill; None sizes rows as `PackPlan` does.
+      row_blocks: Blocks of a row, or of its halves, which windows are then cut to fill; None sizes rows as `PackPlan`
+        does. Blocks of a row are split for the shares from row 0 on, so that later ones leave its shape alone.
       rows_windows: Windows of the largest class in a row, where `row_blocks` is None.
       seed: Of all random choices.
       tables: As in `Mixture`.
@@ -236,7 +250,11 @@ def mix(
     if row_blocks is None:
         first = [make(infos, row=None, rows_windows=rows_windows).row_spec for infos in clips.values()]
         row = RowSpec(*np.stack([dataclasses.astuple(each) for each in first]).max(0).tolist())
+    elif isinstance(row_blocks, Blocks):
+        row = row_blocks
     else:
-        row = cuts.split_blocks(everything, spec, window_chunks, row_blocks)
+        _check_shares(shares, clips)
+        weights = _weights(shares[0], clips).tolist()
+        row = split_blocks(list(clips.values()), spec, window_chunks, row_blocks, weights)
     plans = {name: make(infos, row=row) for name, infos in clips.items()}
     return Mixture(plans, shares, seed=seed, tables=tables)

@@ -77,6 +77,7 @@ class PackPlan:
       windows: Windows in an epoch.
       rows_per_epoch: Rows in an epoch.
       chunks_per_row: Chunks in an average row, at most `row_spec.chunks`.
+      context: Chunks before a chunk in its window, on average.
     """
 
     def __init__(
@@ -140,6 +141,7 @@ class PackPlan:
             dealt[group.classes] += group.rows * group.counts
         self.rows_per_epoch = int(rows.sum())
         self.chunks_per_row = float(made.chunks.sum() / self.rows_per_epoch)
+        self.context = float((made.chunks * (made.chunks - 1)).sum() / (2 * made.chunks.sum()))
         self._reset_cache()
 
     def row(self, index: int) -> list[WindowRef]:

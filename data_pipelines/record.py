@@ -4,8 +4,8 @@ Layout, little-endian:
 
     magic "PX1CLIP\0" | version u32 | header bytes u32 | header crc32 u32 | header (JSON, UTF-8) | payload
 
-The payload is the actions (raw float32), the sound (one FLAC file, absent for a silent clip) and the groups of the
-video (see `data_pipelines.video`).
+The payload is the actions (raw float32), the sound (one FLAC file, absent for a silent clip), the facts (float32 under
+zstd, see `data_pipelines.facts`) and the groups of the video (see `data_pipelines.video`).
 
 A clip has one clock of constant rate; a camera may not. So a record may hold coded frames with timestamps of their own:
 step k of the clock then shows the last coded frame that begins before the middle of the step.
@@ -21,6 +21,7 @@ import json
 import operator
 import struct
 import zlib
+from collections.abc import Mapping
 from typing import Any, cast
 
 import av.error
@@ -28,20 +29,23 @@ import numpy as np
 import soundfile
 import zstandard
 
+from data_pipelines import facts as facts_lib
 from data_pipelines import video as video_lib
 from data_pipelines.clip import (
     Clip,
     ClipError,
     TextEvent,
     check_events,
+    check_facts,
     check_scalars,
     one_line,
     window_events,
     window_samples,
 )
+from data_pipelines.facts import Fact
 from data_pipelines.video import Group, VideoCodec
 
-VERSION = 2
+VERSION = 3
 
 _MAGIC = b"PX1CLIP\0"
 _PREAMBLE = struct.Struct("<8sIII")
@@ -118,6 +122,7 @@ class Record:
     groups: tuple[Group, ...]
     timestamps: Timestamps | None = None
     pixel_aspect: fractions.Fraction = fractions.Fraction(1)
+    facts: Mapping[str, Fact] = dataclasses.field(default_factory=dict)
 
     def to_bytes(self) -> bytes:
         """Returns the record's bytes.
@@ -127,9 +132,11 @@ class Record:
         """
         check_scalars(self)
         check_events(self.events, self.frames)
+        check_facts(self.facts, self.frames)
         _check_video(self)
         actions = np.ascontiguousarray(self.actions, dtype="<f4").tobytes()
-        blobs = [actions, self.audio, *(group.data for group in self.groups)]
+        facts = map(facts_lib.to_blob, self.facts.values())
+        blobs = [actions, self.audio, *facts, *(group.data for group in self.groups)]
         payload = b"".join(blobs)
         times = self.timestamps
         header = {
@@ -145,6 +152,7 @@ class Record:
             "episode": self.episode,
             "video_codec": self.video_codec,
             "pixel_aspect": str(self.pixel_aspect),
+            "facts": {name: facts_lib.to_header(fact) for name, fact in self.facts.items()},
             "groups": [group.frames for group in self.groups],
             "timestamps": None if times is None else [list(times.ticks), times.stop, str(times.base)],
             "sizes": list(map(len, blobs)),
@@ -184,6 +192,7 @@ def encode(clip: Clip, *, video_codec: VideoCodec = "zstd") -> Record:
         episode=clip.episode,
         video_codec=video_codec,
         groups=tuple(groups),
+        facts=clip.facts,
     )
 
 
@@ -233,7 +242,8 @@ def _record(header: dict[str, Any], payload: memoryview) -> Record:
     ends = list(itertools.accumulate(header["sizes"]))
     blobs = [payload[end - size : end] for size, end in zip(header["sizes"], ends, strict=True)]
     names = tuple(header["action_names"])
-    times = header["timestamps"]
+    times, facts = header["timestamps"], header["facts"]
+    groups = zip(header["groups"], blobs[2 + len(facts) :], strict=True)
     return Record(
         frames=operator.index(frames),
         height=operator.index(height),
@@ -250,9 +260,13 @@ def _record(header: dict[str, Any], payload: memoryview) -> Record:
         seed=header["seed"],
         episode=header["episode"],
         video_codec=header["video_codec"],
-        groups=tuple(Group(operator.index(n), blob) for n, blob in zip(header["groups"], blobs[2:], strict=True)),
+        groups=tuple(Group(operator.index(count), blob) for count, blob in groups),
         timestamps=None if times is None else Timestamps(tuple(times[0]), times[1], fractions.Fraction(times[2])),
         pixel_aspect=fractions.Fraction(header["pixel_aspect"]),
+        facts={
+            name: facts_lib.from_blob(fact, blob, frames)
+            for (name, fact), blob in zip(facts.items(), blobs[2:], strict=False)
+        },
     )
 
 
@@ -294,6 +308,7 @@ def _decode_window(record: Record, start: int, stop: int) -> Clip:
         licence=record.licence,
         seed=record.seed,
         episode=record.episode,
+        facts=facts_lib.cut(record.facts, start, stop),
     )
     clip.validate()
     return clip

@@ -26,7 +26,7 @@ from data_pipelines import record as record_lib
 from data_pipelines.clip import Clip, ClipError, one_line
 from data_pipelines.index import INDEX, ClipInfo
 
-VERSION = 2
+VERSION = 3
 MANIFEST = "manifest.json"
 REJECTED = "rejected.jsonl"
 
@@ -92,7 +92,9 @@ def read_manifest(directory: str | os.PathLike[str]) -> Manifest:
     directory = epath.Path(directory)
     path = directory / MANIFEST
     if not files_lib.is_file(path):
-        raise ShardError(f"{path} is missing: no dataset, or its build was interrupted; build it")
+        inside = [one.name for one in _folders(directory) if files_lib.is_file(one / MANIFEST)]
+        fix = f"it holds the datasets {', '.join(sorted(inside))}; name one of them" if inside else "build it"
+        raise ShardError(f"{path} is missing: no dataset, or its build was interrupted; {fix}")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         version = values["version"]
@@ -112,6 +114,10 @@ def read_manifest(directory: str | os.PathLike[str]) -> Manifest:
     for file in manifest.files:
         check_size(directory / file.file, file.bytes)
     return manifest
+
+
+def _folders(directory: epath.Path) -> list[epath.Path]:
+    return [path for path in directory.iterdir() if path.is_dir()] if directory.exists() else []
 
 
 def open_dataset(directory: str | os.PathLike[str]) -> Dataset:

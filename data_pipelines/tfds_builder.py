@@ -4,7 +4,8 @@
     builder.download_and_prepare()
     clips = builder.as_data_source("train")       # or tfds.load("pixr1_clips", data_dir="TFDS_DIR")
 
-Every clip is decoded, so the copy is as large as its pixels under zlib.
+Every clip is decoded, so the copy is as large as its pixels under zlib. Facts, whose names and shapes differ from clip
+to clip, are left out: features are the same for all.
 """
 
 from __future__ import annotations

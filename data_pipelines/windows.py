@@ -26,24 +26,24 @@ def action_schema(infos: Iterable[ClipInfo]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for names in schemas for name in names))
 
 
-def chunks_of(info: ClipInfo, spec: TokenSpec) -> int:
+def chunks_of(info: ClipInfo | Clip, spec: TokenSpec) -> int:
     """Whole chunks of a clip; 1 for an image, which is held for a chunk."""
     return 1 if is_image(info, spec) else info.frames // spec.chunk_frames
 
 
-def is_image(info: ClipInfo, spec: TokenSpec) -> bool:
+def is_image(info: ClipInfo | Clip, spec: TokenSpec) -> bool:
     """Whether a clip is a single frame, less than a chunk."""
     return info.frames == 1 < spec.chunk_frames
 
 
-def has_sound(info: ClipInfo, spec: TokenSpec) -> bool:
+def has_sound(info: ClipInfo | Clip, spec: TokenSpec) -> bool:
     """Whether the windows of a clip have audio tokens."""
     return spec.audio_tokens > 0 and info.channels > 0 and not is_image(info, spec)
 
 
 def read_window(
     read: Read,
-    info: ClipInfo,
+    info: ClipInfo | Clip,
     spec: TokenSpec,
     actions: tuple[str, ...],
     *,
@@ -53,13 +53,13 @@ def read_window(
 ) -> Window:
     """Reads a window of a clip and converts what differs from the run.
 
-    An image is held for its chunk, with no sound and no action. Sound is resampled and mixed to `spec.chunk_samples` a
-    chunk and `spec.channels` where the clip's differ, and untouched where they do not. Actions take their columns of
+    An image is held for its chunk, with no sound, action or fact. Sound is resampled and mixed to `spec.chunk_samples`
+    a chunk and `spec.channels` where the clip's differ, and untouched where they do not. Actions take their columns of
     the run's schema; columns that the clip lacks are zero.
 
     Args:
       read: Reads frames of the clip.
-      info: The clip.
+      info: The clip, or its row of the index.
       spec: The tokens.
       actions: The run's schema.
       first_chunk: Chunk of the clip at which the window starts.
@@ -111,15 +111,16 @@ def _held(clip: Clip, spec: TokenSpec) -> Clip:
         video=np.repeat(clip.video[:1], frames, axis=0),
         audio=np.zeros((samples_at(frames, clip.sample_rate, clip.frame_rate), 0), np.int16),
         actions=np.zeros((frames, len(clip.action_names)), np.float32),
+        facts={},
     )
 
 
-def _per_chunk(info: ClipInfo, spec: TokenSpec) -> fractions.Fraction:
+def _per_chunk(info: ClipInfo | Clip, spec: TokenSpec) -> fractions.Fraction:
     """Samples of the clip that sound during a chunk."""
     return info.sample_rate * spec.chunk_frames / info.frame_rate
 
 
-def _context(info: ClipInfo, spec: TokenSpec) -> tuple[int, int]:
+def _context(info: ClipInfo | Clip, spec: TokenSpec) -> tuple[int, int]:
     """Frames before and after a window whose sound goes into it: a chunk for its last hop, and what a filter needs."""
     ratio = spec.chunk_samples / _per_chunk(info, spec)
     if ratio == 1:
@@ -128,7 +129,9 @@ def _context(info: ClipInfo, spec: TokenSpec) -> tuple[int, int]:
     return spec.chunk_frames + around, around
 
 
-def _sound(clip: Clip, info: ClipInfo, spec: TokenSpec, first_frame: int, first_chunk: int, chunks: int) -> np.ndarray:
+def _sound(
+    clip: Clip, info: ClipInfo | Clip, spec: TokenSpec, first_frame: int, first_chunk: int, chunks: int
+) -> np.ndarray:
     """The window's sound after one hop of look-back, int16 [hop + samples, channels].
 
     Args:

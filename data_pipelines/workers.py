@@ -24,7 +24,7 @@ from pixr1_jax.core import progress as progress_lib
 
 
 class Reporter:
-    """Counts what is done for a progress display: items, clips and seconds of video."""
+    """Counts what is done for a progress display: items, clips and seconds of video; below zero takes it back."""
 
     def __init__(self, tracker: progress_lib.Tracker | None):
         self._tracker = tracker
@@ -47,13 +47,16 @@ class Reporter:
 
 @dataclasses.dataclass
 class _Worker:
-    """A process, what it works on, and the items it has in hand since when."""
+    """A process, what it works on, the items it has in hand since when, and what it has done."""
 
     process: Any
     connection: multiprocessing.connection.Connection
     job: Job
     hand: tuple[str, ...] = ()
     since: float = 0.0
+    items: int = 0
+    clips: int = 0
+    seconds: float = 0.0
 
 
 def run(
@@ -97,6 +100,9 @@ def run(
                     yield worker.job.name, part
                     continue
                 lost[worker.job.name] |= _blame(worker, str(part))
+                # The shard is begun again, without what was lost.
+                reporter.add(-worker.clips, -worker.seconds)
+                reporter.items(len(worker.hand) - worker.items)
                 waiting.appendleft(worker.job)
     finally:
         for worker in workers:
@@ -171,6 +177,7 @@ def _listen(worker: _Worker, reporter: Reporter, patience: float | None) -> Part
         code = worker.process.exitcode
         return f"the process died of {signal.Signals(-code).name}" if code < 0 else f"the process ended with {code}"
     if kind == "clip":
+        worker.clips, worker.seconds = worker.clips + 1, worker.seconds + said
         reporter.add(1, said)
         return _GOING_ON
     if kind == "failed":
@@ -185,6 +192,7 @@ def _listen(worker: _Worker, reporter: Reporter, patience: float | None) -> Part
 
 def _finish_hand(worker: _Worker, reporter: Reporter) -> None:
     reporter.items(len(worker.hand))
+    worker.items += len(worker.hand)
     worker.hand = ()
 
 

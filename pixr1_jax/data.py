@@ -78,6 +78,7 @@ def _build(section: ml_collections.ConfigDict, path: str, directory: epath.Path,
         source,
         shards=data_config.shards_of(data, items),
         spec=spec,
+        items=items,
         video_codec=data.video_codec,
         processes=data.processes,
         patience=data.patience,
@@ -116,7 +117,9 @@ def inspect_data(directory: str) -> None:
         window = config.pack.window_chunks
         fill = inspect_lib.packing(dataset, spec, window_chunks=window, row_tokens=flags.FLAGS.row_tokens)
         filled = f"{fill['tokens']:.1%} of tokens, {fill['blocks']:.1%} of blocks"
-        print(f"packing at {fill['row_tokens']} tokens a row: {filled}")
+        split = f"{fill['clean_blocks']:.0f} clean and {fill['noisy_blocks']:.0f} noisy blocks"
+        context = f"{fill['context']:.1f} chunks of context"
+        print(f"packing at {fill['row_tokens']} tokens a row: {filled}; {split}, {context}")
         summary["packing"] = fill
     if flags.FLAGS.json:
         inspect_lib.write_json(summary, pathlib.Path(flags.FLAGS.json))

@@ -78,9 +78,9 @@ def evaluate(
     with progress.track(len(infos) * (len(steps) + 1), "dreaming") as tracker:
         for index, info in enumerate(infos):
             first = context_chunks * artifact.manifest["chunk_frames"]
-            clip = dataset.read(info, 0, first + frames)
+            clip = rollout.fitted(artifact.manifest, dataset.read(info, 0, first + frames))
             other = dataset.read(infos[control.donor(index, len(infos))], first, first + frames)
-            evaluation.add(clip, other.actions, tracker)
+            evaluation.add(clip, rollout.fitted(artifact.manifest, other).actions, tracker)
     scores = evaluation.scores()
     report.write(out_dir, scores, evaluation.strips)
     report.show(scores, rich.console.Console())

@@ -43,17 +43,21 @@ def export_run(
     model = load_params(setup.checkpoint_directory(workdir, "distill"), template)
     section = config.export
     data = setup.open_data(config, workdir)
-    datasets = list(data.values()) if isinstance(data, dict) else [data]
-    infos = [info for dataset in datasets for info in dataset.clips("train")]
-    info = next((info for info in infos if (info.height, info.width) == tuple(section.size)), None)
+    name = setup.shown_dataset(config)
+    shown = data[name] if isinstance(data, dict) else data
+    infos = [info for one in (data.values() if isinstance(data, dict) else [data]) for info in one.clips("train")]
+    fitting = (info for info in shown.clips("train") if (info.height, info.width) == tuple(section.size))
+    info = next(fitting, None)
     if info is None:
-        raise ValueError(f"export.size is {tuple(section.size)}, and no clip of the dataset has it; use a size it has")
+        dataset = f"the dataset {name!r}" if name else "the dataset"
+        raise ValueError(f"export.size is {tuple(section.size)}, and no clip of {dataset} has it; use a size it has")
     # The model's tokens may hold more actions than the run's datasets have.
     names = action_schema(infos)
     names += tuple(f"unused {number}" for number in range(len(names), sizes.tokens.action_dim))
     facts = {
         "frame_rate": f"{info.frame_rate.numerator}/{info.frame_rate.denominator}",
-        "sample_rate": info.sample_rate,
+        # Sound is converted to the run's samples a chunk, whatever the clips have.
+        "sample_rate": round(sizes.tokens.chunk_samples * info.frame_rate / sizes.tokens.chunk_frames),
         "action_names": list(names),
         "config": config_lib.fingerprint(config),
     }

@@ -77,6 +77,7 @@ def stream(
         sound = _Sound(film, manifest)
         text = ""
         if context_clip is not None:
+            context_clip = rollout.fitted(manifest, context_clip)
             text = _show_context(live, manifest, context_clip, context, film, sound)
         for actions, prompt in _schedule(plan, manifest, chunks):
             if prompt is not None:

@@ -219,6 +219,22 @@ def test_mixed_rows_hold_every_dataset_in_its_share(variant):
         setup.pack_plan(config, {})
 
 
+@pytest.mark.parametrize("variant", ["", "smoke"])
+def test_the_mixture_is_filmed_and_scored_on_one_of_its_datasets(variant):
+    config = load(MIXED).get_config(variant)
+    name = setup.shown_dataset(config)
+    section, world = config.data.mix[name], config.data.mix[name].playground
+    assert name == "playground" and tuple(config.export.size) == (world.height, world.width)
+    clip = info(0, "test", section.frames, *config.export.size, 12, 6000, playground.ACTION_NAMES, "day", 1)
+    names = (*playground.ACTION_NAMES, *vizdoom.ACTION_NAMES)
+    facts = manifest(config, clip) | {"action_names": list(names)}
+    rollout.check_window(facts, clip, config.evaluate.context_chunks, config.evaluate.frames)
+    assert 2 <= config.evaluate.clips <= section.test_clips
+    assert {config.stream.steps, *config.evaluate.steps} <= set(config.export.steps)
+    script = script_lib.parse(ROOT / config.stream.script, names)
+    assert all(len(text.encode()) <= config.tokens.text_bytes for _, text in script.prompts)
+
+
 def test_doom_tiny_packs_two_aspect_ratios_into_the_same_rows(index):
     config = load(ROOT / "configs" / "doom_tiny.py").get_config()
     plan = setup.pack_plan(config, index(config))

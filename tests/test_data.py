@@ -132,6 +132,8 @@ def test_each_dataset_of_a_mixture_goes_to_a_folder_of_its_name(tmp_path, built)
     data_verb.build_data(mixed, setup.shards_directory(workdir))
     found = setup.open_data(mixed, workdir)
     assert isinstance(found, dict)
+    with pytest.raises(ValueError, match="it holds the datasets first, second; name one of them"):
+        shards_lib.open_dataset(setup.shards_directory(workdir))
     assert {name: len(dataset.clips("train")) for name, dataset in found.items()} == {
         "first": 1,
         "second": 1,

@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import pathlib
+import runpy
 import sys
 import types
 import typing
@@ -125,6 +126,20 @@ def _plain(value: Any, path: str) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(one, f"{path}[{index}]") for index, one in enumerate(value)]
     raise ConfigError(f"{path} is a {type(value).__name__}; use numbers, strings, booleans, tuples and sections")
+
+
+def beside(file: str, name: str) -> ml_collections.ConfigDict:
+    """Returns what another configuration file in the folder of `file` gives, for one that changes little of it.
+
+    Configurations are files and no package, so they cannot import one another from wherever they are used.
+
+    Args:
+        file: `__file__` of the caller.
+        name: the other file, `FILE.py` or `FILE.py:ARGUMENT`.
+    """
+    name, _, argument = name.partition(":")
+    found = runpy.run_path(str(pathlib.Path(file).with_name(name)))["get_config"]
+    return found(argument) if argument else found()
 
 
 def fingerprint(config: Any) -> str:

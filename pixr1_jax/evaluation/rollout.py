@@ -2,32 +2,71 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fractions
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from data_pipelines.clip import Clip, TextEvent
+from data_pipelines.clip import Clip, TextEvent, cut
 from data_pipelines.index import ClipInfo
+from data_pipelines.row_layout import TokenSpec
+from data_pipelines.windows import place_actions, read_window
 
 
 def misfit(manifest: Mapping[str, Any], clip: Clip | ClipInfo) -> str:
     """Returns what of a clip an artifact cannot take, such as "height 120, the artifact has 32"; "" if it fits.
 
-    Sound does not matter to an artifact without any.
+    Actions fit that are among the artifact's, and sound of any rate, see `fitted`; none matters to an artifact without.
     """
     height, width = clip.video.shape[1:3] if isinstance(clip, Clip) else (clip.height, clip.width)
     wanted = {
         "height": (height, manifest["height"]),
         "width": (width, manifest["width"]),
         "frame_rate": (clip.frame_rate, fractions.Fraction(manifest["frame_rate"])),
-        "action_names": (", ".join(clip.action_names), ", ".join(manifest["action_names"])),
     }
-    if manifest["channels"]:
-        wanted["sample_rate"] = (clip.sample_rate, manifest["sample_rate"])
-        wanted["channels"] = (clip.channels, manifest["channels"])
+    if not set(clip.action_names) <= set(manifest["action_names"]):
+        wanted["action_names"] = (", ".join(clip.action_names), ", ".join(manifest["action_names"]))
+    if manifest["channels"] and not clip.channels:
+        wanted["channels"] = (0, manifest["channels"])
     return "; ".join(f"{name} {found}, the artifact has {own}" for name, (found, own) in wanted.items() if found != own)
+
+
+def fitted(manifest: Mapping[str, Any], clip: Clip) -> Clip:
+    """Returns the whole chunks of a clip as an artifact takes them, converted as in training.
+
+    Actions are in the columns of the artifact's, zero where the clip has none; sound has its rate and channels.
+
+    Args:
+        manifest: of the artifact.
+        clip: a clip that it can take, see `misfit`.
+    """
+    names, size = tuple(manifest["action_names"]), manifest["chunk_frames"]
+    if not manifest["channels"] or not manifest["chunk_samples"]:
+        actions = place_actions(clip.actions, clip.action_names, names, len(names))
+        return dataclasses.replace(clip, actions=actions, action_names=names)
+    spec = TokenSpec(
+        patch=1,
+        chunk_frames=size,
+        block=1,
+        hop=manifest["hop"],
+        hops=manifest["chunk_samples"] // manifest["hop"],
+        audio_tokens=1,
+        channels=manifest["channels"],
+        action_dim=len(names),
+        text_bytes=0,
+    )
+    window = read_window(
+        lambda start, stop: cut(clip, start, stop),
+        clip,
+        spec,
+        names,
+        first_chunk=0,
+        chunks=clip.frames // size,
+        sample_id=0,
+    )
+    return dataclasses.replace(window.clip, action_names=names, sample_rate=manifest["sample_rate"])
 
 
 def check_sampling(manifest: Mapping[str, Any], steps: int, seed: int) -> None:

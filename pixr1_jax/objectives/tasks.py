@@ -49,6 +49,9 @@ class TimeSampling:
             unknown = [name for name, _ in table if name not in TASKS]
             if unknown or not table:
                 raise ValueError(f"objective.tasks names {unknown}; known tasks are {sorted(TASKS)}")
+            weights = [weight for _, weight in table]
+            if min(weights) < 0 or not 0 < sum(weights) < np.inf:
+                raise ValueError(f"objective.tasks has weights {dict(table)}; use none below 0, and one above")
 
 
 @jax.tree_util.register_dataclass

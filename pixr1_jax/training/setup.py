@@ -12,13 +12,14 @@ from ml_collections import ConfigDict
 
 from data_pipelines import config as data_config
 from data_pipelines import patches
-from data_pipelines.cuts import split_blocks
+from data_pipelines.fill import Blocks
 from data_pipelines.live import LivePlan, LivePlayground
 from data_pipelines.loader import Readers, row_source
 from data_pipelines.mix import Mixture, Shares, mix
 from data_pipelines.plan import PackPlan
 from data_pipelines.row_layout import TokenSpec
 from data_pipelines.shards import Dataset, open_dataset
+from data_pipelines.split import split_blocks
 from pixr1_jax.attention.blocks import MemoryPolicy
 from pixr1_jax.core.config import ConfigError, freeze
 from pixr1_jax.core.partition import MeshShape, Partition, Rules, make_mesh
@@ -87,6 +88,30 @@ def open_data(config: ConfigDict, workdir: pathlib.Path) -> Dataset | LivePlaygr
     return {name: open_dataset(part.get("directory") or folder / name) for name, part in config.data.mix.items()}
 
 
+def shown_dataset(config: ConfigDict) -> str:
+    """Name of the dataset of a mixture that is streamed, filmed and scored, `export.dataset`; "" without a mixture.
+
+    Raises:
+      ConfigError: A mixture without that field, or with an unknown name.
+    """
+    name, names = config.export.get("dataset"), tuple(config.data.get("mix", ()))
+    if not names and name is not None:
+        raise ConfigError(f"export.dataset is {name!r}, but there is one dataset alone; leave it out")
+    if names and name not in names:
+        found = "missing" if name is None else repr(name)
+        raise ConfigError(
+            f"export.dataset is {found}; name the dataset of data.mix whose clock and test clips are streamed and "
+            f"scored, one of {', '.join(names)}"
+        )
+    return name or ""
+
+
+def shown_directory(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
+    """Where the dataset is that is streamed, filmed and scored; see `shown_dataset`."""
+    name, folder = shown_dataset(config), shards_directory(workdir)
+    return pathlib.Path(config.data.mix[name].get("directory") or folder / name) if name else folder
+
+
 def pack_plan(
     config: ConfigDict, data: Dataset | LivePlayground | Mapping[str, Dataset], split: str = "train"
 ) -> PackPlan | Mixture | LivePlan:
@@ -97,15 +122,28 @@ def pack_plan(
         "rows_windows": config.pack.windows_per_row,
         "seed": config.seed,
     }
-    blocks = config.pack.get("row_blocks")
+    blocks = _row_blocks(config)
     if isinstance(data, LivePlayground) and split == "train":
         return data.plan(spec, **sizes)
     if isinstance(data, Mapping):
         clips = {name: dataset.clips(split) for name, dataset in data.items()}
-        return mix(clips, spec, _shares(config), row_blocks=blocks, **sizes)
+        # The table of a dataset is that of its place, see `_tables`; 0 is of no dataset.
+        tables = {name: number for number, name in enumerate(data, start=1)}
+        return mix(clips, spec, _shares(config), row_blocks=blocks, tables=tables, **sizes)
     clips = data.clips(split)
-    row = None if blocks is None else split_blocks(clips, spec, config.pack.window_chunks, blocks)
-    return PackPlan(clips, spec, row=row, **sizes)
+    if isinstance(blocks, int):
+        blocks = split_blocks([clips], spec, config.pack.window_chunks, blocks)
+    return PackPlan(clips, spec, row=blocks, **sizes)
+
+
+def _row_blocks(config: ConfigDict) -> int | Blocks | None:
+    """Blocks of a row that windows are cut to fill, of its halves where `pack.clean_blocks` gives one of them."""
+    blocks, clean = config.pack.get("row_blocks"), config.pack.get("clean_blocks")
+    if clean is None:
+        return blocks
+    if blocks is None or not 0 <= clean < blocks:
+        raise ConfigError(f"pack.clean_blocks is {clean}; it is the clean part of pack.row_blocks, which is {blocks}")
+    return Blocks(clean, blocks - clean)
 
 
 def _shares(config: ConfigDict) -> list[Shares]:
@@ -223,7 +261,8 @@ def objective(
     sampling_fields = {field.name for field in dataclasses.fields(TimeSampling)}
     sampling = {name: fields.pop(name) for name in list(fields) if name in sampling_fields}
     if "tasks" in sampling:
-        sampling["tasks"] = tuple(sorted(dict(sampling["tasks"]).items()))
+        sampling["tasks"] = _table(sampling["tasks"])
+        sampling["tables"] = _tables(config, stage, sampling.get("tables", {}), sampling["tasks"])
     kind = {"train": Pretrain, "distill": FlowMap}[stage]
     return freeze(
         kind,
@@ -235,3 +274,21 @@ def objective(
         max_keys=max_keys(sizes, plan, config.pack.window_chunks, ramped=kind is Pretrain),
         partition=partition,
     )
+
+
+def _table(weights: Mapping[str, float]) -> tuple[tuple[str, float], ...]:
+    return tuple(sorted(dict(weights).items()))
+
+
+def _tables(
+    config: ConfigDict, stage: str, given: Mapping[str, Mapping[str, float]], tasks: tuple[tuple[str, float], ...]
+) -> tuple[tuple[tuple[str, float], ...], ...]:
+    """Weights of the tasks for each dataset of a mixture: its entry in `objective.tables`, or `tasks`."""
+    names = tuple(config.data.get("mix", ()))
+    for name in given:
+        if name not in names:
+            known = (
+                f"data.mix has {', '.join(names)}" if names else "there is no data.mix, so give objective.tasks alone"
+            )
+            raise ConfigError(f"{stage}.objective.tables.{name} is of no dataset; {known}")
+    return tuple(_table(given[name]) if name in given else tasks for name in names)

@@ -55,6 +55,21 @@ def section(**fields: Any) -> ConfigDict:
     return ConfigDict({"steps": 3, "inner": {"rate": 0.5}, **fields}).lock()
 
 
+def test_a_configuration_begins_with_another_of_its_folder(tmp_path, monkeypatch):
+    (tmp_path / "first.py").write_text(
+        "from ml_collections import ConfigDict\n"
+        "def get_config(variant='none'):\n    return ConfigDict({'a': 1, 'variant': variant})\n"
+    )
+    (tmp_path / "second.py").write_text(
+        "from pixr1_jax.core.config import beside\n"
+        "def get_config():\n    config = beside(__file__, 'first.py:x')\n    config.a = 2\n    return config\n"
+    )
+    monkeypatch.chdir(tmp_path.parent)  # wherever the command is given
+    file = str(tmp_path / "second.py")
+    assert config_lib.beside(file, "second.py").to_dict() == {"a": 2, "variant": "x"}
+    assert config_lib.beside(file, "first.py").to_dict() == {"a": 1, "variant": "none"}
+
+
 def test_freeze_builds_nested_dataclasses_with_defaults():
     built = freeze(Outer, section(inner={"rate": 2, "names": ["x", "y"]}, size=(4, 5), shares={"x": 1}), "config")
     assert built == Outer(3, Inner(2.0, ("x", "y")), size=(4, 5.0), shares={"x": 1.0})

@@ -170,6 +170,18 @@ def test_an_item_that_kills_or_hangs_its_process_is_rejected(tmp_path, numbers):
         build(tmp_path / "batch", numbers(4, kill=1, batch=2), processes=1, shards={"train": 1, "test": 1})
 
 
+def test_progress_counts_a_shard_that_was_begun_again_once(tmp_path, numbers, capfd):
+    build(tmp_path, numbers(9, kill=7), processes=1, shards={"train": 1, "test": 1}, progress=True)
+    assert ": 9/9, " in (found := capfd.readouterr().err) and "clips=8" in found
+
+
+def test_items_that_are_known_are_not_listed_again(tmp_path, numbers):
+    made = numbers(8, log=str(tmp_path / "listed"))
+    known = [item for item in made.items() if item.what != 5]
+    build(tmp_path / "data", made, items=known)
+    assert seeds(tmp_path / "data") == {"train": [1, 2, 3, 6, 7], "test": [0, 4]}
+
+
 def test_a_split_of_rejections_alone_is_left_out_and_a_dataset_of_them_is_an_error(tmp_path, numbers):
     build(tmp_path / "some", numbers(4, reject=0), shards={"train": 1, "test": 1})
     assert seeds(tmp_path / "some") == {"train": [1, 2, 3]}

@@ -17,6 +17,7 @@ import pytest
 from data_pipelines import record as record_lib
 from data_pipelines import video as video_lib
 from data_pipelines.clip import Clip, ClipError, TextEvent, samples_at, window_events
+from data_pipelines.facts import Fact
 from data_pipelines.record import decode
 
 # (frame rate, sample rate, frames that hold a whole number of samples)
@@ -48,8 +49,24 @@ def make_clip(frames=12, height=5, width=7, channels=1, clock=CLOCKS[0], actions
         licence="CC0-1.0",
         seed=seed,
         episode=f"test/train/{seed:06d}",
+        facts={
+            "state": Fact(rng.normal(size=(frames, 2)).astype(np.float32), ("health", "ammo")),
+            "boxes": Fact(rng.normal(size=(frames, 3, 4)).astype(np.float32), (), ("a", "b", "c")),
+        },
     )
     return dataclasses.replace(clip, **changes)
+
+
+ANY_FLOATS = st.floats(width=32)  # with NaN and infinities: a fact may have nothing to say
+
+
+@st.composite
+def facts(draw, frames: int) -> Fact:
+    shape = (frames, *draw(st.lists(st.integers(0, 3), max_size=2)))
+    names = lambda count: tuple(draw(st.lists(TEXT, min_size=count, max_size=count, unique=True)))
+    columns = names(shape[-1]) if len(shape) > 1 and draw(st.booleans()) else ()
+    in_order = len(shape) == 3 and "object" not in columns and draw(st.booleans())
+    return Fact(draw(hnp.arrays(np.float32, shape, elements=ANY_FLOATS)), columns, names(shape[1]) if in_order else ())
 
 
 @st.composite
@@ -74,6 +91,7 @@ def clips(draw) -> Clip:
         licence=draw(TEXT),
         seed=draw(st.integers(-(2**63), 2**63 - 1)),
         episode=draw(TEXT.filter(bool)),
+        facts=draw(st.dictionaries(TEXT, facts(frames), max_size=2)),
     )
 
 
@@ -84,7 +102,13 @@ def encode(clip: Clip, **options) -> bytes:
 def assert_same(found: Clip, expected: Clip, *, lossy: bool = False) -> None:
     for field in dataclasses.fields(Clip):
         one, other = getattr(found, field.name), getattr(expected, field.name)
-        if not isinstance(other, np.ndarray):
+        if field.name == "facts":
+            assert list(one) == list(other)
+            for name, fact in other.items():
+                assert (one[name].columns, one[name].objects) == (fact.columns, fact.objects)
+                assert one[name].values.tobytes() == fact.values.tobytes(), name
+                assert one[name].values.shape == fact.values.shape and one[name].values.dtype == np.float32
+        elif not isinstance(other, np.ndarray):
             assert one == other and type(one) is type(other), field.name
         elif not (lossy and field.name == "video"):
             np.testing.assert_array_equal(one, other, err_msg=field.name, strict=True)
@@ -101,6 +125,7 @@ def cut(clip: Clip, start: int, stop: int) -> Clip:
         audio=clip.audio[int(start * per_frame) : int(stop * per_frame)],
         actions=clip.actions[start:stop],
         events=tuple(TextEvent(f - start, in_force[f][0]) for f in range(start, stop) if f in changes and in_force[f]),
+        facts={name: Fact(fact.values[start:stop], fact.columns, fact.objects) for name, fact in clip.facts.items()},
     )
 
 
@@ -182,7 +207,7 @@ def test_equal_clips_have_equal_bytes(codec):
 def test_rendered_frames_compress():
     video = np.zeros((40, 64, 64, 3), np.uint8)
     video[:, 40:] = (40, 160, 60)
-    data = encode(make_clip(frames=40, video=video, channels=0))
+    data = encode(make_clip(frames=40, video=video, channels=0, facts={}))
     assert len(data) < video.nbytes / 200
 
 
@@ -252,6 +277,16 @@ BAD_FIELDS = {
     "source": [None, "\udfff"],
     "licence": [3],
     "episode": ["", None],
+    "facts": [
+        {"a": Fact(np.zeros((11, 2), np.float32))},
+        {"a": Fact(np.zeros((12, 2)))},
+        {"a": Fact(np.zeros((), np.float32))},
+        {"a": Fact(np.zeros((12, 2), np.float32), ("x",))},
+        {"a": Fact(np.zeros((12, 2), np.float32), ("x", "x"))},
+        {"a": Fact(np.zeros((12, 2), np.float32), ("x", "y"), ("tree",))},
+        {"\ud800": Fact(np.zeros((12, 2), np.float32))},
+        {"a": np.zeros((12, 2), np.float32)},
+    ],
 }
 
 
@@ -290,7 +325,7 @@ def test_every_flipped_byte_is_found():
 
 def test_wrong_version_and_magic():
     data = encode(make_clip())
-    with pytest.raises(ClipError, match="version 9, this code reads 2"):
+    with pytest.raises(ClipError, match="version 9, this code reads 3"):
         decode(data[:8] + struct.pack("<I", 9) + data[12:])
     with pytest.raises(ClipError, match="magic"):
         decode(b"RIFF" + data[4:])
@@ -333,6 +368,6 @@ def test_bad_header(changes):
 
 def test_header_that_is_no_object():
     text = b"[1]"
-    data = struct.pack("<8sIII", b"PX1CLIP\0", 2, len(text), zlib.crc32(text)) + text
+    data = struct.pack("<8sIII", b"PX1CLIP\0", 3, len(text), zlib.crc32(text)) + text
     with pytest.raises(ClipError, match="bad header"):
         decode(data)

@@ -13,6 +13,7 @@ import pytest
 from data_pipelines import page, sheet
 from data_pipelines.build import write_dataset
 from data_pipelines.clip import Clip, TextEvent
+from data_pipelines.facts import Fact
 from data_pipelines.inspect import inspect, summarise, write_json
 from data_pipelines.shards import ShardError, open_dataset
 from pixr1_jax.core import progress
@@ -37,11 +38,14 @@ def make_clip(episode, frames=20, height=16, width=24, rate=(10, 8000), channels
     return dataclasses.replace(clip, **changes)
 
 
+STATE = Fact(np.arange(100, dtype=np.float32).reshape(50, 2), ("health", "ammo"))
+
+
 @pytest.fixture
 def directory(tmp_path):
     train = [
         make_clip("a"),
-        make_clip("b", frames=50, height=32, width=16, channels=2),
+        make_clip("b", frames=50, height=32, width=16, channels=2, facts={"state": STATE}),
         make_clip("c", frames=30, rate=(24, 44100), channels=0, source="camera", events=()),
     ]
     write_dataset(
@@ -65,6 +69,8 @@ def test_summarise(directory):
     assert train["frame_rates"] == {"10": 2, "24": 1}
     assert train["sample_rates"] == {"8000": 2} and (train["silent"], train["uncaptioned"]) == (1, 1)
     assert train["durations"] == {"up to 2": 2, "up to 5": 1} and train["video_codecs"] == {"zstd": 3}
+    assert train["facts"] == {"state": 1} and test["facts"] == {}
+    assert summary["facts"] == {"state": {"shape": [2], "columns": ["health", "ammo"]}}
     assert train["channels"] == {"1": 1, "2": 1, "0": 1}
     assert train["sources"] == {"paint": 2, "camera": 1} and train["licences"] == {"CC0-1.0": 3}
     assert (test["clips"], test["seconds"]) == (1, pytest.approx(0.1))
@@ -76,7 +82,14 @@ def test_report_verification_and_sheet(directory, tmp_path, capsys):
     assert summary == summarise(dataset)
     sheet.write(dataset, png, 4)
     printed = capsys.readouterr()
-    for text in ("train", "24x16 (2)", "camera (1)", "0:00:08.2", "all 4 records are good"):
+    for text in (
+        "train",
+        "24x16 (2)",
+        "camera (1)",
+        "0:00:08.2",
+        "facts: state, 2 a frame (health, ammo)",
+        "all 4 records are good",
+    ):
         assert text in printed.out
     assert "verifying: 4/4" in printed.err
     image = (matplotlib.image.imread(png)[..., :3] * 255).round().astype(int)

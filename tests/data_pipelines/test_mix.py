@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.cuts import PlanError
+from data_pipelines.fill import Blocks
 from data_pipelines.index import ClipInfo
 from data_pipelines.mix import PERIOD, Mixture, Shares, mix
 from data_pipelines.plan import PackPlan
@@ -47,6 +48,7 @@ def make_infos(name: str, count: int, frames: int, size: int = 8, actions=("left
     ]
 
 
+HALVES = Blocks(26, 34)
 CLIPS = {
     "games": make_infos("games", 7, 20, 12, ("left", "right")),
     "videos": make_infos("videos", 5, 9, 8, ()),
@@ -54,7 +56,7 @@ CLIPS = {
 }
 
 
-def make(*shares: Shares, seed=0, row_blocks=60, **changes) -> Mixture:
+def make(*shares: Shares, seed=0, row_blocks=HALVES, **changes) -> Mixture:
     return mix(CLIPS, SPEC, shares, window_chunks=4, row_blocks=row_blocks, seed=seed, **changes)
 
 
@@ -109,7 +111,7 @@ def test_rows_are_those_of_the_plans_wherever_one_begins():
         mixture.place(-1)
 
 
-@pytest.mark.parametrize("row_blocks", [None, 60])
+@pytest.mark.parametrize("row_blocks", [None, 60, HALVES])
 def test_all_rows_have_one_shape_and_every_plan_fits_it(row_blocks):
     mixture = make(weights(1, 1, 1), row_blocks=row_blocks)
     for plan in mixture.plans.values():
@@ -127,13 +129,13 @@ def test_the_schema_is_the_union_in_order_and_has_to_fit():
     clips = CLIPS | {"more": make_infos("more", 1, 8, actions=("duck",))}
     message = r"4 actions \(left, right, jump, duck\) but tokens.action_dim=3; raise it to 4"
     with pytest.raises(PlanError, match=message):
-        mix(clips, SPEC, [weights(1, 1, 1)], window_chunks=4, row_blocks=60, seed=0)
+        mix(clips, SPEC, [weights(1, 1, 1)], window_chunks=4, row_blocks=HALVES, seed=0)
 
 
 def test_samples_of_different_datasets_have_ids_of_their_own():
     infos = make_infos("same", 40, 8)
     mixture = mix(
-        {"a": infos, "b": infos}, SPEC, [Shares(0, (("a", 1), ("b", 1)))], window_chunks=4, row_blocks=60, seed=0
+        {"a": infos, "b": infos}, SPEC, [Shares(0, (("a", 1), ("b", 1)))], window_chunks=4, row_blocks=HALVES, seed=0
     )
     ids = [{ref.sample_id for index in range(20) for ref in mixture.row(index) if ref.dataset == name} for name in "ab"]
     assert all(ids) and not ids[0] & ids[1]

@@ -92,7 +92,7 @@ def test_files_read_without_this_code(tmp_path):
     """The documented layout: plain JSON, and shards that the ArrayRecord package reads."""
     manifest, clips = write(tmp_path, spec={"world": {"size": (8, 10)}})
     stored = json.loads((tmp_path / "manifest.json").read_text())
-    assert stored["version"] == 2 and stored["spec"] == {"world": {"size": [8, 10]}}
+    assert stored["version"] == 3 and stored["spec"] == {"world": {"size": [8, 10]}}
     assert stored["action_names"] == ["left", "right"] and stored["video_codec"] == "zstd"
     assert stored["totals"]["train"] == {"clips": 7, "frames": 42, "seconds": pytest.approx(0.42)}
     for entry in [stored["index"], *stored["splits"]["train"], *stored["splits"]["test"]]:
@@ -175,11 +175,11 @@ def test_missing_dataset_and_split(tmp_path):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ('{"version": 9}', "version 9, this code reads 2"),
+        ('{"version": 9}', "version 9, this code reads 3"),
         ("{}", "manifest.json is damaged"),
         ("[]", "manifest.json is damaged"),
-        ('{"version": 2, "act', "manifest.json is damaged"),
-        ('{"version": 2, "action_names": [], "index": {}, "splits": {}}', "manifest.json is damaged"),
+        ('{"version": 3, "act', "manifest.json is damaged"),
+        ('{"version": 3, "action_names": [], "index": {}, "splits": {}}', "manifest.json is damaged"),
     ],
 )
 def test_bad_manifest(tmp_path, text, message):

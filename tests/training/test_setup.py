@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from data_pipelines.live import LivePlayground
 from data_pipelines.loader import row_source
@@ -64,6 +65,8 @@ def test_sizes_that_cannot_be_name_their_field(tiny, changes, message):
         ("train.objective", "speed", 3, "train.objective.speed is unknown"),
         ("train.objective", "time_floor", "low", "train.objective.time_floor is 'low'"),
         ("train.objective", "tasks", {"dance": 1.0}, r"objective.tasks names \['dance'\]; known tasks are"),
+        ("train.objective", "tasks", {"joint": 0.0}, "objective.tasks has weights {'joint': 0.0}; use none below 0"),
+        ("train.objective", "tables", {"films": {"joint": 1.0}}, "train.objective.tables.films .* no data.mix"),
     ],
 )
 def test_fields_that_do_not_exist_or_fit(tiny, dataset, section, field, value, message):
@@ -115,6 +118,59 @@ def test_a_budget_bounds_the_keys_and_its_ramp_does_not(tiny, dataset):
         options = select.candidates(blocks, blocks, seen, sizes.memory, budget, layers=1)
         most = max(most, int((options.always.sum(-1) + jnp.minimum(options.keep[0], options.free.sum(-1))).max()))
     assert most <= limits[0][0] <= most + 4
+
+
+def test_rows_are_filled_as_the_section_says(tiny, dataset):
+    filled = tiny.experiment()
+    with filled.unlocked():
+        filled.pack.row_blocks = 60
+    assert setup.pack_plan(filled, dataset).row_spec.blocks == 60
+    with filled.unlocked():
+        filled.pack.clean_blocks = 21
+    assert setup.pack_plan(filled, dataset).row_spec.clean_blocks == 21
+    filled.pack.clean_blocks = 60
+    with pytest.raises(ValueError, match="pack.clean_blocks is 60; .* part of pack.row_blocks, which is 60"):
+        setup.pack_plan(filled, dataset)
+
+
+def test_each_dataset_of_a_mixture_has_its_tasks(tiny, dataset):
+    config = tiny.experiment()
+    with config.unlocked():
+        config.data = ConfigDict({"mix": {"first": {}, "second": {}, "third": {}}})
+        config.pack.shares = ({"from_row": 0, "weights": {"first": 1.0, "second": 1.0, "third": 1.0}},)
+        config.train.objective.tables = ConfigDict({"second": {"video_to_audio": 2.0, "joint": 1.0}})
+    plan = setup.pack_plan(config, dict.fromkeys(config.data.mix, dataset))
+    sampling = setup.objective(config, "train", plan).sampling
+    weights = {name: dict((sampling.tasks, *sampling.tables)[plan.row(place)[0].table]) for name, place in places(plan)}
+    assert weights["second"] == {"video_to_audio": 2.0, "joint": 1.0}
+    assert weights["first"] == weights["third"] == dict(config.train.objective.tasks)
+    # The other stage has weights of its own, for the same rows.
+    assert set(setup.objective(config, "distill", plan).sampling.tables) == {sampling.tasks}
+    with config.unlocked():
+        config.train.objective.tables = ConfigDict({"fourth": {"joint": 1.0}})
+    with pytest.raises(ValueError, match="tables.fourth is of no dataset; data.mix has first, second, third"):
+        setup.objective(config, "train", plan)
+
+
+def places(plan):
+    return {plan.place(index)[0]: index for index in range(40)}.items()
+
+
+def test_the_dataset_that_is_shown_is_named(tiny, tmp_path):
+    config = tiny.experiment()
+    assert setup.shown_directory(config, tmp_path) == tmp_path / "shards"
+    with config.unlocked():
+        config.data = ConfigDict({"mix": {"games": {}, "films": {"directory": "elsewhere"}}})
+    with pytest.raises(ValueError, match="export.dataset is missing; .* one of films, games"):
+        setup.shown_dataset(config)
+    with config.unlocked():
+        config.export.dataset = "games"
+    assert setup.shown_directory(config, tmp_path) == tmp_path / "shards" / "games"
+    config.export.dataset = "films"
+    assert setup.shown_directory(config, tmp_path) == pathlib.Path("elsewhere")
+    config.export.dataset = "film"
+    with pytest.raises(ValueError, match="export.dataset is 'film'; .* one of films, games"):
+        setup.shown_dataset(config)
 
 
 def test_windows_beyond_the_horizon(tiny, dataset):

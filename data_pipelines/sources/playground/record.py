@@ -8,10 +8,11 @@ import jax
 import numpy as np
 
 from data_pipelines.clip import Clip, TextEvent
+from data_pipelines.facts import Fact
 from data_pipelines.sources.playground.policies import POLICIES
-from data_pipelines.sources.playground.rollout import rollout_batch
+from data_pipelines.sources.playground.rollout import Observation, rollout_batch
 from data_pipelines.sources.playground.weather import event_codes
-from data_pipelines.sources.playground.world import ACTION_NAMES, World
+from data_pipelines.sources.playground.world import ACTION_NAMES, World, object_names
 
 SOURCE = "playground"
 LICENCE = "CC0-1.0"
@@ -63,7 +64,8 @@ def record_batches(
             np.stack([plays[i][0] for i in filled]),
             np.stack([event_codes(world, plays[i][1], frames) for i in filled]),
         )
-        video, audio = jax.device_get((observed.frame, observed.audio))
+        observed = jax.device_get(observed)
+        video, audio = observed.frame, observed.audio
         for i, ((split, seed), (actions, events)) in enumerate(zip(group, plays, strict=True)):
             yield Clip(
                 video=video[i].copy(),
@@ -77,12 +79,28 @@ def record_batches(
                 licence=LICENCE,
                 seed=seed,
                 episode=episode(split, seed),
+                facts=_facts(world, jax.tree.map(lambda x, i=i: x[i], observed)),
             )
 
 
 def episode(split: str, seed: int) -> str:
     """Returns the unique id of a clip."""
     return f"{SOURCE}/{split}/{seed:06d}"
+
+
+def _facts(world: World, observed: Observation) -> dict[str, Fact]:
+    """What is true of each frame of a rollout: where everything is in the world and in the picture."""
+    names, bodies = object_names(world), observed.bodies
+    moving = np.concatenate([bodies.position, bodies.velocity], axis=-1).astype(np.float32)
+    boxes = np.where(observed.visible[..., None], observed.boxes, np.nan).astype(np.float32)
+    # A contact is heard from its sample on; the strongest of a frame stands for it.
+    contacts = np.asarray(observed.onset_strength).max(axis=1).astype(np.float32)[..., None]
+    return {
+        "bodies": Fact(moving, ("x", "y", "velocity_x", "velocity_y"), names[: 1 + world.balls]),
+        "boxes": Fact(boxes, ("left", "top", "right", "bottom"), names),
+        "contacts": Fact(contacts, ("strength",), names[: 1 + world.balls]),
+        "camera": Fact(np.asarray(observed.camera, np.float32)[:, None], ("x",)),
+    }
 
 
 def _play(world: World, seed: int, policy: str, frames: int) -> tuple[np.ndarray, tuple[TextEvent, ...]]:

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from data_pipelines.facts import Fact
 from data_pipelines.sources.vizdoom import captions
 from data_pipelines.sources.vizdoom.scenarios import ACTION_NAMES
 from data_pipelines.sources.vizdoom.settings import Recording
+from data_pipelines.sources.vizdoom.truth import Truth
 
 if TYPE_CHECKING:
     import vizdoom
@@ -60,12 +62,14 @@ class Played:
         audio: int16 `[samples, 2]`.
         actions: float32 `[frames, action_dim]`.
         texts: the state at each frame in words; empty unless the recording's captions tell the state.
+        facts: see `Truth.facts`.
     """
 
     video: np.ndarray
     audio: np.ndarray
     actions: np.ndarray
     texts: list[str]
+    facts: dict[str, Fact]
 
 
 def play(recording: Recording, player: Player) -> Played:
@@ -79,7 +83,7 @@ def play(recording: Recording, player: Player) -> Played:
         EpisodeEndedError: the game ended too early.
         ImportError: ViZDoom is not installed.
     """
-    video, audio, actions, texts = [], [], [], []
+    video, audio, actions, texts, truth = [], [], [], [], Truth()
     # A fresh engine for every clip: one that has already played an episode draws the next one differently.
     with tempfile.TemporaryDirectory(prefix="pixr1-vizdoom-") as folder:
         game = _new_game(recording, Path(folder) / "engine.ini")
@@ -99,11 +103,13 @@ def play(recording: Recording, player: Player) -> Played:
                 # The engine reuses these buffers in the next step.
                 video.append(np.array(state.screen_buffer))
                 audio.append(np.array(state.audio_buffer))
+                truth.add(game, state)
                 if recording.captions == "state":
                     texts.append(captions.describe(recording.scene.caption, game, state))
         finally:
             game.close()
-    return Played(np.stack(video), np.concatenate(audio), np.stack(actions).astype(np.float32), texts)
+    held = np.stack(actions).astype(np.float32)
+    return Played(np.stack(video), np.concatenate(audio), held, texts, truth.facts())
 
 
 @functools.cache
@@ -144,7 +150,7 @@ def _new_game(recording: Recording, settings: Path) -> vizdoom.DoomGame:
     game.add_game_args(scenario.arguments)
     _set_screen(game, vzd, recording.resolution)
     game.set_depth_buffer_enabled(recording.policy == "explore")
-    game.set_labels_buffer_enabled(recording.captions == "state")
+    game.set_labels_buffer_enabled(True)
     _set_sound(game, vzd, recording)
     return game
 

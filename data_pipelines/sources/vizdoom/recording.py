@@ -106,6 +106,7 @@ def _play(recording: Recording, player: Player) -> Clip:
         licence=LICENCE,
         seed=recording.seed,
         episode=recording.episode,
+        facts=played.facts,
     )
     _check_sound(clip, recording.tics_per_frame)
     return clip

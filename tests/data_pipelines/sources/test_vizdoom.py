@@ -88,6 +88,38 @@ def test_a_seed_fixes_video_and_audio(game):
     np.testing.assert_array_equal(first.video, again.video)
     np.testing.assert_array_equal(first.audio, again.audio)
     np.testing.assert_array_equal(first.actions, again.actions)
+    for name, fact in first.facts.items():
+        assert fact.values.tobytes() == again.facts[name].values.tobytes(), name
+        assert (fact.columns, fact.objects) == (again.facts[name].columns, again.facts[name].objects)
+
+
+def test_the_truth_of_a_frame_is_that_of_its_picture(game):
+    recording = doom.Recording("defend_the_center", seed=5, frames=30)
+    actions = np.zeros((30, len(doom.ACTION_NAMES)), np.float32)
+    actions[6, ATTACK] = 1
+    clip = doom.replay(recording, actions)
+    state = dict(zip(clip.facts["variables"].columns, clip.facts["variables"].values.T, strict=True))
+    # One shot: a cartridge fewer from then on.
+    assert (np.diff(state["selected_weapon_ammo"]) < 0).sum() == 1
+    assert 5 <= np.flatnonzero(np.diff(state["selected_weapon_ammo"]))[0] <= 8
+    assert state["health"][0] == 100 and (state["position_x"] == state["position_x"][0]).all()
+
+    labels = clip.facts["labels"]
+    named = {column: labels.values[..., number] for number, column in enumerate(labels.columns)}
+    there = ~np.isnan(named["object"])
+    assert {labels.objects[int(number)] for number in named["object"][there]} == set(labels.objects)
+    assert {"DoomPlayer"} < set(labels.objects)
+    height, width = clip.video.shape[1:3]
+    assert (named["left"][there] + named["width"][there] <= width).all()
+    assert (named["top"][there] + named["height"][there] <= height).all()
+    # A thing stays what it is for as long as it has its number, and the largest comes first.
+    names = {}
+    for identity, number in zip(named["id"][there], named["object"][there], strict=True):
+        assert names.setdefault(identity, number) == number
+    areas = np.where(there, named["width"] * named["height"], 0)
+    assert (np.diff(areas, axis=1) <= 0).all()
+    window = decode(encode(clip).to_bytes(), 7, 19)
+    assert window.facts["labels"].values.tobytes() == labels.values[7:19].tobytes()
 
 
 @pytest.mark.parametrize("change", [{"seed": 4}, {"split": "validation"}])

@@ -65,6 +65,12 @@ def test_a_recorded_clip_is_the_rollout_of_its_seed_actions_and_events() -> None
     )
     _, observed = rollout(WORLD, clip.seed, clip.actions, event_codes(WORLD, clip.events, 20))
     assert np.abs(clip.video.astype(int) - np.asarray(observed.frame, int)).max() <= 1
+    boxes = clip.facts["boxes"].values
+    np.testing.assert_array_equal(~np.isnan(boxes).any(-1), np.asarray(observed.visible))
+    np.testing.assert_allclose(np.nan_to_num(boxes), np.asarray(observed.boxes), atol=1e-3)
+    bodies = np.concatenate([observed.bodies.position, observed.bodies.velocity], axis=-1)
+    np.testing.assert_allclose(clip.facts["bodies"].values, bodies, atol=1e-3)
+    np.testing.assert_allclose(clip.facts["camera"].values[:, 0], observed.camera, atol=1e-3)
     audio = np.asarray(observed.audio).reshape(-1, 2) * 32767
     assert clip.audio.shape == (20 * 500, 2)
     assert np.abs(clip.audio - audio).max() <= 2
