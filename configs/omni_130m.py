@@ -62,6 +62,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.model.context_time = 0.0
     config.model.max_context_time = 0.15
     config.model.dtype = "bfloat16"
+    config.model.remat = "full"
     config.model.attention = ConfigDict()
     config.model.attention.implementation = "auto"
     config.model.attention.tile = 4
@@ -70,7 +71,7 @@ def get_config(variant: str = "") -> ConfigDict:
     # A row: a window of 16 chunks (1.3 s), and room for 4 texts.
     config.pack = ConfigDict()
     config.pack.window_chunks = 16
-    config.pack.windows_per_row = 1
+    config.pack.fill = False
     config.pack.picture = (320, 512)
     config.pack.row = ConfigDict()
     config.pack.row.chunks = 16
@@ -82,6 +83,15 @@ def get_config(variant: str = "") -> ConfigDict:
     config.pack.threads = 8
     config.pack.prefetch = 16
     config.pack.max_bad = 0.01
+
+    config.mesh = ConfigDict()
+    config.mesh.slice, config.mesh.data, config.mesh.fsdp, config.mesh.context, config.mesh.tensor = 1, -1, 1, 1, 1
+    config.mesh.context_parallel = "ulysses"
+
+    config.plan = ConfigDict()
+    config.plan.topology = "v6e:1x1"
+    config.plan.num_slices = 1
+    config.plan.max_hbm_gib = 30.0
 
     config.train = _stage(steps=100_000, learning_rate=6e-4, warmup=2000)
     config.train.objective = ConfigDict()
@@ -137,7 +147,9 @@ def _stage(steps: int, learning_rate: float, warmup: int) -> ConfigDict:
     stage.keep = 3
     stage.max_skipped = 20
     stage.ema_decay = 0.999
+    stage.accumulate = 1
     stage.optimizer = ConfigDict()
+    stage.optimizer.name = "adamw"
     stage.optimizer.learning_rate = learning_rate
     stage.optimizer.warmup_steps = warmup
     stage.optimizer.total_steps = steps
@@ -157,3 +169,29 @@ def _sampling(objective: ConfigDict, drop: float) -> None:
     objective.drop = drop
     objective.drift = 0.07
     objective.tasks = ConfigDict({"joint": 0.8, "independent": 0.1, "video_to_audio": 0.05, "audio_to_video": 0.05})
+
+
+def _smoke(config: ConfigDict) -> None:
+    config.data.train_clips, config.data.test_clips, config.data.shards = 16, 4, 1
+    config.data.frames = 32
+    config.data.playground.height, config.data.playground.width = 32, 48
+    config.data.playground.frame_rate, config.data.playground.sample_rate = 12, 6000
+    config.tokens.patch, config.tokens.block, config.tokens.hops, config.tokens.audio_tokens = 8, 8, 8, 4
+    config.tokens.text_bytes = 16
+    config.memory.window, config.memory.bank, config.memory.horizon = 4, 16, 16
+    config.model.width, config.model.layers, config.model.hidden = 64, 2, 128
+    config.model.heads, config.model.head_dim = 2, 32
+    config.model.video_rank, config.model.audio_rank = 96, 96
+    config.model.dtype = "float32"
+    config.model.attention.implementation, config.model.attention.tile = "reference", 1
+    config.pack.window_chunks, config.pack.picture = 8, (32, 48)
+    row = config.pack.row
+    row.chunks, row.patches, row.text, row.clean_blocks, row.noisy_blocks = 8, 8 * 24, 64, 7 * 5 + 8, 8 * 4
+    for stage, steps in ((config.train, 20), (config.distill, 6)):
+        stage.steps = stage.optimizer.total_steps = steps
+        stage.optimizer.warmup_steps = 2
+        stage.log_every, stage.checkpoint_every = 2, 10
+    config.distill.objective.tangent_warmup = 2
+    config.export.size, config.export.platforms = (32, 48), ("cpu",)
+    config.stream.seconds = 3.0
+    config.evaluate.clips, config.evaluate.context_chunks, config.evaluate.frames = 2, 4, 16

@@ -188,6 +188,15 @@ def split_blocks(infos: Sequence[ClipInfo], spec: TokenSpec, window_chunks: int,
     return Blocks(max(min(clean_blocks, most), least), blocks - max(min(clean_blocks, most), least))
 
 
+def within(needed: RowSpec, row: RowSpec) -> RowSpec:
+    """Returns `row`, or raises PlanError where filled rows need more of it."""
+    pairs = [(name, getattr(needed, name), getattr(row, name)) for name in _CAPACITIES]
+    short = [f"row.{name}={held} to {need}" for name, need, held in pairs if need > held]
+    if short:
+        raise PlanError(f"rows that are filled need more room; raise {', '.join(short)}")
+    return row
+
+
 def _windows_of_clips(
     shape_of: np.ndarray, longest: np.ndarray, whole: np.ndarray, rest: np.ndarray, stock: Stock
 ) -> tuple[np.ndarray, np.ndarray]:

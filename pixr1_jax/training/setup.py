@@ -1,8 +1,9 @@
 """From a config to the objects of a run: model sizes, data, objective. Every verb that needs one builds it here."""
 
 import dataclasses
+import math
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,12 +13,13 @@ from ml_collections import ConfigDict
 
 from data_pipelines import config as data_config
 from data_pipelines import patches
-from data_pipelines.cuts import split_blocks
+from data_pipelines.cuts import PlanError, split_blocks
+from data_pipelines.index import ClipInfo
 from data_pipelines.live import LivePlan, LivePlayground
 from data_pipelines.loader import Readers, row_source
 from data_pipelines.mix import Mixture, Shares, mix
 from data_pipelines.plan import PackPlan
-from data_pipelines.row_layout import TokenSpec
+from data_pipelines.row_layout import RowSpec, TokenSpec
 from data_pipelines.shards import Dataset, open_dataset
 from pixr1_jax.attention.blocks import MemoryPolicy
 from pixr1_jax.core.config import ConfigError, freeze
@@ -30,6 +32,7 @@ from pixr1_jax.omni import layers as nn
 from pixr1_jax.omni import principal, tokens
 from pixr1_jax.omni.model import Omni, OmniConfig
 
+Rows = PackPlan | Mixture | LivePlan
 _FITTED_PATCHES = 24 << 10  # patches of the plan's first rows that embeddings and forecast are fitted to, at least
 _ROWS_FOR_SOUND = 16  # times as many rows are searched for sound where those have too little
 
@@ -90,22 +93,71 @@ def open_data(config: ConfigDict, workdir: pathlib.Path) -> Dataset | LivePlaygr
 def pack_plan(
     config: ConfigDict, data: Dataset | LivePlayground | Mapping[str, Dataset], split: str = "train"
 ) -> PackPlan | Mixture | LivePlan:
-    """The pack plan of the section `pack`; of several datasets a mixture in the shares `pack.shares`."""
+    """The pack plan of the section `pack`; of several datasets a mixture in the shares `pack.shares`.
+
+    Raises:
+      PlanError: The clips do not fit the rows that the section gives.
+    """
     spec = freeze(TokenSpec, config.tokens, "tokens")
+    fixed = fixed_rows(config) if "row" in config.pack else None
     sizes = {
         "window_chunks": config.pack.window_chunks,
-        "rows_windows": config.pack.windows_per_row,
+        "rows_windows": config.pack.get("windows_per_row", 1),
         "seed": config.seed,
     }
     blocks = config.pack.get("row_blocks")
     if isinstance(data, LivePlayground) and split == "train":
-        return data.plan(spec, **sizes)
+        return data.plan(spec, row=None if fixed is None else fixed.row_spec, **sizes)
     if isinstance(data, Mapping):
         clips = {name: dataset.clips(split) for name, dataset in data.items()}
         return mix(clips, spec, _shares(config), row_blocks=blocks, **sizes)
     clips = data.clips(split)
+    if fixed is not None:
+        fixed.check(clips)
+        return PackPlan(clips, spec, row=fixed.row_spec, fill=config.pack.fill, **sizes)
     row = None if blocks is None else split_blocks(clips, spec, config.pack.window_chunks, blocks)
     return PackPlan(clips, spec, row=row, **sizes)
+
+
+@dataclasses.dataclass(frozen=True)
+class FixedRows:
+    """Rows whose shape the config gives, so that a step can be compiled before there is any data.
+
+    Attributes:
+      row_spec: Capacities.
+      picture: Height and width of the largest picture.
+      patch: Patch side.
+    """
+
+    row_spec: RowSpec
+    picture: tuple[int, int]
+    patch: int
+
+    def check(self, infos: Sequence[ClipInfo]) -> None:
+        """Raises PlanError where a clip has a larger picture."""
+        most = math.prod(patches.grid_shape(*self.picture, self.patch))
+        for info in infos:
+            count = math.prod(patches.grid_shape(info.height, info.width, self.patch))
+            if count > most:
+                raise PlanError(
+                    f"{info.episode}: a picture of {info.height}x{info.width} has {count} patches, and "
+                    f"pack.picture={self.picture} {most}; raise pack.picture"
+                )
+
+
+def fixed_rows(config: ConfigDict) -> FixedRows:
+    """The rows of `pack.row` and `pack.picture`.
+
+    Raises:
+      ConfigError: A field is missing or of the wrong type.
+    """
+    missing = [name for name in ("row", "picture") if name not in config.pack]
+    if missing:
+        raise ConfigError(
+            f"pack.{missing[0]} is missing; the shape of a row must follow from the config here: give pack.row "
+            f"({', '.join(field.name for field in dataclasses.fields(RowSpec))}) and pack.picture"
+        )
+    return FixedRows(freeze(RowSpec, config.pack.row, "pack.row"), tuple(config.pack.picture), config.tokens.patch)
 
 
 def _shares(config: ConfigDict) -> list[Shares]:
@@ -128,8 +180,18 @@ class _ShareSection:
     weights: Mapping[str, float]
 
 
-def max_keys(config: OmniConfig, plan: PackPlan | Mixture | LivePlan, window_chunks: int, ramped: bool) -> int:
-    """The most key blocks that any block of the plan's rows can read in full, during the budget's ramp if `ramped`."""
+def max_keys(
+    config: OmniConfig, row: RowSpec, pictures: Collection[tuple[int, int]], window_chunks: int, ramped: bool
+) -> int:
+    """The most key blocks that any block of a row can read in full, during the budget's ramp if `ramped`.
+
+    Args:
+      config: Sizes.
+      row: Capacities of a row.
+      pictures: Heights and widths that there are.
+      window_chunks: Chunks in the longest window.
+      ramped: See above.
+    """
     spec, policy = config.tokens, config.memory
     if window_chunks > policy.horizon:
         raise ValueError(
@@ -137,12 +199,11 @@ def max_keys(config: OmniConfig, plan: PackPlan | Mixture | LivePlan, window_chu
             "which positions are not told apart"
         )
     head, text = spec.blocks_for(spec.head_tokens), spec.blocks_for(spec.text_bytes)
-    sizes = {(info.height, info.width) for info in plan.infos}
-    grids = [patches.grid_shape(height, width, spec.patch) for height, width in sizes]
+    grids = [patches.grid_shape(height, width, spec.patch) for height, width in pictures]
     chunk = head + 1 + max(spec.blocks_for(rows * columns) for rows, columns in grids)
     whole = min(window_chunks - 1, policy.window + policy.sinks)
     seen = chunk * (1 + whole) + (window_chunks - 1 - whole) + text
-    seen = min(seen, plan.row_spec.blocks)  # windows that fill rows are shorter where pictures are large
+    seen = min(seen, row.blocks)  # windows that fill rows are shorter where pictures are large
     budget = config.attention.budget
     if budget is None or (ramped and budget.ramp_steps):
         return seen
@@ -215,9 +276,12 @@ def _fitted(model: Omni, config: OmniConfig, readers: Readers, plan: PackPlan | 
 
 
 def objective(
-    config: ConfigDict, stage: str, plan: PackPlan | Mixture | LivePlan, partition: Partition | None = None
+    config: ConfigDict, stage: str, plan: Rows | FixedRows, partition: Partition | None = None
 ) -> Pretrain | FlowMap:
-    """The objective of a stage, from its section `objective`, on a mesh if there is one."""
+    """The objective of a stage, from its section `objective`, on a mesh if there is one.
+
+    Where the config fixes the rows, the objective is the same for any data.
+    """
     sizes = model_config(config)
     fields: dict[str, Any] = dict(config[stage].objective)
     sampling_fields = {field.name for field in dataclasses.fields(TimeSampling)}
@@ -225,6 +289,11 @@ def objective(
     if "tasks" in sampling:
         sampling["tasks"] = tuple(sorted(dict(sampling["tasks"]).items()))
     kind = {"train": Pretrain, "distill": FlowMap}[stage]
+    if "row" in config.pack:
+        pictures = {fixed_rows(config).picture}
+    else:
+        assert not isinstance(plan, FixedRows)
+        pictures = {(info.height, info.width) for info in plan.infos}
     return freeze(
         kind,
         ConfigDict(fields),
@@ -232,6 +301,6 @@ def objective(
         model=sizes,
         sampling=freeze(TimeSampling, ConfigDict(sampling), f"{stage}.objective"),
         clean_blocks=plan.row_spec.clean_blocks,
-        max_keys=max_keys(sizes, plan, config.pack.window_chunks, ramped=kind is Pretrain),
+        max_keys=max_keys(sizes, plan.row_spec, pictures, config.pack.window_chunks, ramped=kind is Pretrain),
         partition=partition,
     )
