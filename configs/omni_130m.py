@@ -14,6 +14,7 @@ def get_config(variant: str = "") -> ConfigDict:
     """Returns the config; `variant` is "" or "smoke"."""
     config = ConfigDict()
     config.seed = 0
+    config.compilation_cache = ""  # a folder or bucket that keeps compiled programs
 
     config.data = ConfigDict()
     config.data.source = "playground"
@@ -143,8 +144,10 @@ def _stage(steps: int, learning_rate: float, warmup: int) -> ConfigDict:
     stage = ConfigDict()
     stage.steps = steps
     stage.log_every = 50
-    stage.checkpoint_every = 1000
-    stage.keep = 3
+    stage.checkpoint = ConfigDict()
+    stage.checkpoint.every_steps = 1000
+    stage.checkpoint.keep = 3
+    stage.max_step_seconds, stage.max_first_step_seconds = 900.0, 3600.0
     stage.max_skipped = 20
     stage.ema_decay = 0.999
     stage.accumulate = 1
@@ -190,7 +193,7 @@ def _smoke(config: ConfigDict) -> None:
     for stage, steps in ((config.train, 20), (config.distill, 6)):
         stage.steps = stage.optimizer.total_steps = steps
         stage.optimizer.warmup_steps = 2
-        stage.log_every, stage.checkpoint_every = 2, 10
+        stage.log_every, stage.checkpoint.every_steps = 2, 10
     config.distill.objective.tangent_warmup = 2
     config.export.size, config.export.platforms = (32, 48), ("cpu",)
     config.stream.seconds = 3.0

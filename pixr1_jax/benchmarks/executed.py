@@ -1,4 +1,4 @@
-"""Operations that a traced program executes, recomputation included: products from its jaxpr, kernels by what they read."""
+"""Operations that a traced program executes, recomputation included: its products, and kernels by what they read."""
 
 import math
 from collections.abc import Callable, Mapping

@@ -156,12 +156,10 @@ class _Walker:
             if one.opcode != "parameter" or int(one.arguments) >= len(inputs):
                 continue
             whole = hlo.hbm_bytes(inputs[int(one.arguments)])
-            uses = _beyond_views(one.name, users)
-            if whole and uses and all(use.opcode in _SLICES for use in uses):
-                total += min(whole, sum(hlo.array_bytes(use.shape) for use in uses))
-            elif any(use in updates for use in uses):
-                continue  # written in place
-            else:
+            uses = _uses(one.name, users)
+            if all(use.opcode in _SLICES for _, use in uses):
+                total += min(whole, sum(hlo.array_bytes(use.shape) for _, use in uses))
+            elif not any(use in updates and use.operands[0] == name for name, use in uses):  # written in place
                 total += whole
         if updates and hlo.hbm_bytes(shape):
             put = sum(hlo.array_bytes(shapes.get(one.operands[1], "")) for one in updates)
@@ -169,11 +167,11 @@ class _Walker:
         return total + hlo.hbm_bytes(shape)
 
 
-def _beyond_views(name: str, users: Mapping[str, Sequence[Instruction]]) -> list[Instruction]:
-    """What uses a value, views of it followed."""
+def _uses(name: str, users: Mapping[str, Sequence[Instruction]]) -> list[tuple[str, Instruction]]:
+    """What uses a value, views of it followed, each with the name that it uses it by."""
     found = []
     for use in users[name]:
-        found += _beyond_views(use.name, users) if use.opcode in ("bitcast", "copy") else [use]
+        found += _uses(use.name, users) if use.opcode in ("bitcast", "copy") else [(name, use)]
     return found
 
 

@@ -24,9 +24,7 @@ _AMOUNT = r"([\d.]+)([KMGT])"
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
-def compile_step(
-    config: Mapping[str, Any], topology: str, num_slices: int, step: Step, quick: bool
-) -> dict[str, Any]:
+def compile_step(config: Mapping[str, Any], topology: str, num_slices: int, step: Step, quick: bool) -> dict[str, Any]:
     """Compiles a step.
 
     Args:

@@ -8,7 +8,6 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import jax
@@ -24,7 +23,7 @@ from pixr1_jax.omni.model import Omni
 from pixr1_jax.training import setup
 from pixr1_jax.training.flops import PASSES, StepFlops, block_reads
 from pixr1_jax.training.optimizer import make_optimizer
-from pixr1_jax.training.state import initial_state, train_step
+from pixr1_jax.training.state import initial_state, jitted_step
 
 RAMPED = 2**30  # a step after every ramp
 
@@ -86,18 +85,8 @@ def training(config: ConfigDict, stage: str, devices: Sequence[jax.Device]) -> P
         name: jax.ShapeDtypeStruct((batch_rows, *value.shape), value.dtype, sharding=by_row)
         for name, value in pack_row(spec, rows.row_spec, []).items()
     }
-    update = jax.jit(
-        partial(
-            train_step,
-            objective=objective,
-            tx=tx,
-            seed=config.seed,
-            ema_decay=section.ema_decay,
-            accumulate=section.accumulate,
-        ),
-        out_shardings=(jax.tree.map(lambda x: x.sharding, state), None),
-        donate_argnums=0,
-    )
+    numbers = {"seed": config.seed, "ema_decay": section.ema_decay, "accumulate": section.accumulate}
+    update = jitted_step(objective, tx, state, **numbers)
     blocks = full_row(spec, rows.row_spec, patches.grid_shape(*rows.picture, spec.patch), config.pack.window_chunks)
     one = {name: jnp.asarray(value)[None] for name, value in blocks.items()}
     noisy = blocks["block_role"] == Role.NOISY

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import pathlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -180,18 +180,8 @@ class _ShareSection:
     weights: Mapping[str, float]
 
 
-def max_keys(
-    config: OmniConfig, row: RowSpec, pictures: Collection[tuple[int, int]], window_chunks: int, ramped: bool
-) -> int:
-    """The most key blocks that any block of a row can read in full, during the budget's ramp if `ramped`.
-
-    Args:
-      config: Sizes.
-      row: Capacities of a row.
-      pictures: Heights and widths that there are.
-      window_chunks: Chunks in the longest window.
-      ramped: See above.
-    """
+def max_keys(config: OmniConfig, plan: Rows | FixedRows, window_chunks: int, ramped: bool) -> int:
+    """The most key blocks that any block of the plan's rows can read in full, during the budget's ramp if `ramped`."""
     spec, policy = config.tokens, config.memory
     if window_chunks > policy.horizon:
         raise ValueError(
@@ -199,11 +189,12 @@ def max_keys(
             "which positions are not told apart"
         )
     head, text = spec.blocks_for(spec.head_tokens), spec.blocks_for(spec.text_bytes)
-    grids = [patches.grid_shape(height, width, spec.patch) for height, width in pictures]
+    sizes = {plan.picture} if isinstance(plan, FixedRows) else {(info.height, info.width) for info in plan.infos}
+    grids = [patches.grid_shape(height, width, spec.patch) for height, width in sizes]
     chunk = head + 1 + max(spec.blocks_for(rows * columns) for rows, columns in grids)
     whole = min(window_chunks - 1, policy.window + policy.sinks)
     seen = chunk * (1 + whole) + (window_chunks - 1 - whole) + text
-    seen = min(seen, row.blocks)  # windows that fill rows are shorter where pictures are large
+    seen = min(seen, plan.row_spec.blocks)  # windows that fill rows are shorter where pictures are large
     budget = config.attention.budget
     if budget is None or (ramped and budget.ramp_steps):
         return seen
@@ -289,18 +280,14 @@ def objective(
     if "tasks" in sampling:
         sampling["tasks"] = tuple(sorted(dict(sampling["tasks"]).items()))
     kind = {"train": Pretrain, "distill": FlowMap}[stage]
-    if "row" in config.pack:
-        pictures = {fixed_rows(config).picture}
-    else:
-        assert not isinstance(plan, FixedRows)
-        pictures = {(info.height, info.width) for info in plan.infos}
+    shape = fixed_rows(config) if "row" in config.pack else plan
     return freeze(
         kind,
         ConfigDict(fields),
         f"{stage}.objective",
         model=sizes,
         sampling=freeze(TimeSampling, ConfigDict(sampling), f"{stage}.objective"),
-        clean_blocks=plan.row_spec.clean_blocks,
-        max_keys=max_keys(sizes, plan.row_spec, pictures, config.pack.window_chunks, ramped=kind is Pretrain),
+        clean_blocks=shape.row_spec.clean_blocks,
+        max_keys=max_keys(sizes, shape, config.pack.window_chunks, ramped=kind is Pretrain),
         partition=partition,
     )
