@@ -197,6 +197,9 @@ def _groups(rest: str, devices: int) -> list[list[int]]:
     listed = re.search(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{}]+\})\}", rest)
     if listed:
         return [[int(device) for device in group.split(",")] for group in re.findall(r"\{([\d,]+)\}", listed[1])]
+    named = re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", rest)
+    if named:
+        return _mesh_groups(named[1], named[2])
     iota = re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", rest)
     if iota is None:
         return [list(range(devices))]
@@ -205,3 +208,21 @@ def _groups(rest: str, devices: int) -> list[list[int]]:
     if iota[4]:
         order = order.transpose([int(axis) for axis in iota[4].split(",")])
     return order.reshape(int(iota[1]), int(iota[2])).tolist()
+
+
+def _mesh_groups(mesh: str, along: str) -> list[list[int]]:
+    """Groups along axes of a named mesh, as in `'a'=4,'b'=2` and `'a':(2)2,'b'`: of a part of an axis its place and size."""
+    sizes = {name: int(size) for name, size in re.findall(r"'([^']*)'=(\d+)", mesh)}
+    parts = {name: [(1, size)] for name, size in sizes.items()}  # (devices before, size) of each part of an axis
+    chosen = []
+    for name, before, size in re.findall(r"'([^']*)'(?::\((\d+)\)(\d+))?", along):
+        first, length = (int(before), int(size)) if size else (1, sizes[name])
+        after = sizes[name] // (first * length)
+        parts[name] = [(1, first), (first, length), (first * length, after)]
+        chosen.append((name, first))
+    axes = [(name, place, size) for name, pieces in parts.items() for place, size in pieces]
+    order = np.arange(math.prod(sizes.values())).reshape([size for *_, size in axes])
+    inside = [i for i, (name, place, size) in enumerate(axes) if (name, place) in chosen and size > 1]
+    outside = [i for i in range(len(axes)) if i not in inside]
+    count = math.prod(axes[i][2] for i in inside)
+    return order.transpose([*outside, *inside]).reshape(-1, count).tolist()

@@ -37,7 +37,9 @@ def test_a_gradient_costs_two_more_and_recomputation_is_counted():
 def test_every_device_of_a_mesh_counts():
     mesh = Mesh(np.array(jax.devices()[:4]), ("x",))
     product = lambda x, w: x @ w
-    half = jax.shard_map(product, mesh=mesh, in_specs=(PartitionSpec("x"), PartitionSpec()), out_specs=PartitionSpec("x"))
+    half = jax.shard_map(
+        product, mesh=mesh, in_specs=(PartitionSpec("x"), PartitionSpec()), out_specs=PartitionSpec("x")
+    )
     one = jax.ShapeDtypeStruct((16, 16), jnp.float32)
     assert count(half, X, one) == LAYER
 
