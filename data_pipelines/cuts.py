@@ -191,6 +191,15 @@ def pieces(shape_of: np.ndarray, shapes: Shapes, chunks: np.ndarray, blocks: Blo
     return Pieces(longest, whole, rest, windows)
 
 
+def within(needed: RowSpec, row: RowSpec) -> RowSpec:
+    """Returns `row`, or raises PlanError where filled rows need more of it."""
+    pairs = [(name, getattr(needed, name), getattr(row, name)) for name in _CAPACITIES]
+    short = [f"row.{name}={held} to {need}" for name, need, held in pairs if need > held]
+    if short:
+        raise PlanError(f"rows that are filled need more room; raise {', '.join(short)}")
+    return row
+
+
 def _windows_of_clips(shape_of: np.ndarray, made: Pieces, stock: Stock) -> tuple[np.ndarray, np.ndarray]:
     """Deals the stock's cut pieces to the clips they came from: clip and length of every window, by clip."""
     number = np.arange(len(made.whole))

@@ -12,7 +12,7 @@ import fractions
 from data_pipelines.clip import Clip, TextEvent, cut
 from data_pipelines.index import ClipInfo
 from data_pipelines.plan import PackPlan, WindowRef
-from data_pipelines.row_layout import TokenSpec
+from data_pipelines.row_layout import RowSpec, TokenSpec
 from data_pipelines.shards import Dataset
 from data_pipelines.sources.playground import policies, weather
 from data_pipelines.sources.playground.record import LICENCE, SOURCE, episode, record
@@ -55,7 +55,9 @@ class LivePlayground:
         clip = record(self.world, info.seed, self.policy, self.frames, split="train")
         return cut(clip, start, self.frames if stop is None else stop)
 
-    def plan(self, spec: TokenSpec, *, window_chunks: int, rows_windows: int, seed: int) -> LivePlan:
+    def plan(
+        self, spec: TokenSpec, *, window_chunks: int, row: RowSpec | None = None, rows_windows: int = 1, seed: int
+    ) -> LivePlan:
         """Plans endless rows; arguments as of `PackPlan`."""
         window = window_chunks * spec.chunk_frames
         apart = policies.least_between_texts(self.world)
@@ -69,7 +71,7 @@ class LivePlayground:
         )
         infos = [dataclasses.replace(info, events=events) for info in self.clips("train")]
         return LivePlan(
-            PackPlan(infos, spec, window_chunks=window_chunks, row=None, rows_windows=rows_windows, seed=seed), self
+            PackPlan(infos, spec, window_chunks=window_chunks, row=row, rows_windows=rows_windows, seed=seed), self
         )
 
     def of_block(self, info: ClipInfo, block: int) -> ClipInfo:

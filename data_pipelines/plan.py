@@ -88,6 +88,7 @@ class PackPlan:
         window_chunks: int,
         row: RowSpec | Blocks | None,
         rows_windows: int = 1,
+        fill: bool = False,
         seed: int,
         actions: tuple[str, ...] | None = None,
     ):
@@ -100,6 +101,7 @@ class PackPlan:
           row: Capacities of a row. `Blocks` has windows cut to fill it, and its other capacities follow. None sizes it
             for `rows_windows` windows of the largest size class, or as many more of the others as its blocks hold.
           rows_windows: Windows of the largest class in a row, where `row` is None.
+          fill: Whether windows are cut to fill rows of given capacities.
           seed: Seed of every shuffle and cut.
           actions: The run's schema; None takes that of the clips, in order.
 
@@ -119,12 +121,16 @@ class PackPlan:
         for info in self.infos:
             cuts.check_text(info, spec)
 
+        self._moves = isinstance(row, Blocks) or fill  # whether the windows of a clip change their order
         if isinstance(row, Blocks):
             made = cuts.filling_cuts(self.infos, spec, window_chunks, row, seed)
+        elif fill:
+            assert row is not None, "rows to fill need capacities"
+            made = cuts.filling_cuts(self.infos, spec, window_chunks, Blocks(row.clean_blocks, row.noisy_blocks), seed)
+            made = dataclasses.replace(made, row=cuts.within(made.row, row))
         else:
             made = cuts.equal_cuts(self.infos, spec, window_chunks, row, rows_windows)
         self._clip, self._chunks, self._kind, self._spare = made.clip, made.chunks, made.kind, made.spare
-        self._moves = isinstance(row, Blocks)  # whether the windows of a clip change their order
         self._first = np.searchsorted(made.clip, np.arange(len(self.infos)))  # [clips], a clip's first window
         self.row_spec = made.row
         self.windows = len(made.clip)

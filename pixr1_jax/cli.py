@@ -18,6 +18,7 @@ VERBS: Mapping[str, str] = {
     "export": "write a model as an artifact that runs without its code",
     "stream": "run an artifact and write what it dreams as a film with sound",
     "evaluate": "score an artifact against held-out clips",
+    "plan": "what a step needs of a TPU slice: memory, collectives, bounds, with no TPU",
     "bench": "what attention costs: bench kernels, timed here or estimated for a TPU with --aot",
     "launch": "write or start a job: a GKE JobSet, a script for queued resources, or local processes",
     "sweep": "run or write the trials of a config's sweep(), and report on them",

@@ -17,6 +17,28 @@ nnx.set_graph_mode(False)
 nnx.set_graph_updates(False)
 
 
+def pytest_addoption(parser):
+    parser.addoption("--update-goldens", action="store_true", help="write tests/golden anew; review what changed")
+
+
+@pytest.fixture
+def golden(request):
+    """`golden(name, text)` compares a text with tests/golden/name, or writes it under --update-goldens."""
+    folder = pathlib.Path(__file__).with_name("golden")
+
+    def compare(name: str, text: str) -> None:
+        path = folder / name
+        if request.config.getoption("--update-goldens"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        wanted = path.read_text() if path.exists() else ""
+        assert text.splitlines() == wanted.splitlines(), (
+            f"{path} differs; if the change is meant, run pytest --update-goldens and commit it"
+        )
+
+    return compare
+
+
 def _load(name: str) -> types.ModuleType:
     """Test folders are no packages, so a helper is loaded from its file."""
     spec = importlib.util.spec_from_file_location(f"tests_{name}", pathlib.Path(__file__).with_name(f"{name}.py"))

@@ -129,13 +129,25 @@ class Compiler(contextlib.AbstractContextManager):
         """
         return self._ask(chip, build, arguments, cost=False)["temporary"]
 
+    def step(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Compiles a step of a config; takes and returns what `planned.compile_step` does.
+
+        Raises:
+          CompileError: The step cannot be made or compiled; a lack of memory is an answer and no error.
+        """
+        return self._remembered({"plan": dict(request)}, f"the step {request['step']!r}", profiled=False)
+
     def _ask(self, chip: str, build: str, arguments: Mapping[str, Any], *, cost: bool) -> dict[str, Any]:
-        request = json.dumps({"chip": chip, "build": build, "arguments": dict(arguments), "cost": cost}, sort_keys=True)
-        if request not in self._known:
-            self._known[request] = self._answer(request, profiled=cost)
-        answer = self._known[request]
+        request = {"chip": chip, "build": build, "arguments": dict(arguments), "cost": cost}
+        return self._remembered(request, f"{build} on {chip}", profiled=cost)
+
+    def _remembered(self, request: Mapping[str, Any], what: str, *, profiled: bool) -> dict[str, Any]:
+        line = json.dumps(request, sort_keys=True)
+        if line not in self._known:
+            self._known[line] = self._answer(line, profiled=profiled)
+        answer = self._known[line]
         if "error" in answer:
-            raise CompileError(f"{build} on {chip}: {answer['error']}")
+            raise CompileError(f"{what}: {answer['error']}")
         return answer
 
     def _answer(self, request: str, *, profiled: bool) -> dict[str, Any]:

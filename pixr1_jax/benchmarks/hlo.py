@@ -13,7 +13,7 @@ _PROFILE = re.compile(r'"bundle_analysis_data":\s*\{[^{}]*?"estimated_cycles":\s
 _VMEM = re.compile(r'"used_scoped_memory_configs":\s*\[([^\]]*)\]')
 _SIZE = re.compile(r'\{[^{}]*"memory_space":\s*"?1"?,[^{}]*"size":\s*"?(\d+)')
 # Instructions that name, view or end something and move nothing themselves.
-_FREE = {"parameter", "get-tuple-element", "tuple", "bitcast", "constant", "after-all", "partition-id", "iota"}
+FREE = {"parameter", "get-tuple-element", "tuple", "bitcast", "constant", "after-all", "partition-id", "iota"}
 _LOOPS = {"while", "conditional", "call"}
 
 
@@ -47,39 +47,69 @@ def operations(text: str) -> list[Operation]:
     """
     shapes: dict[str, str] = {}
     found = []
-    for name, shape, opcode, operands, rest in _instructions(text):
+    for one in instructions(entry(text)):
+        name, shape, opcode, operands, rest = one.name, one.shape, one.opcode, one.operands, one.rest
         shapes[name] = shape
         if opcode in _LOOPS:
             raise ValueError(f"the compiled program has a {opcode} ({name}); only straight-line programs can be summed")
         target = re.search(r'custom_call_target="([^"]*)"', rest)
         free_call = target is not None and target[1] != PALLAS and not _PROFILE.search(rest)
-        if opcode in _FREE or opcode.endswith("-done") or free_call:
+        if opcode in FREE or opcode.endswith("-done") or free_call:
             continue
         kind = "pallas" if target is not None and target[1] == PALLAS else opcode
         cycles = _PROFILE.search(rest)
         scoped = _VMEM.search(rest)
         vmem = sum(int(size) for size in _SIZE.findall(scoped[1])) if scoped else 0
         if opcode.endswith("-start"):
-            hbm = _copied(shape, shapes[operands[0]]) if operands else 0
+            hbm = copied_bytes(shape, shapes[operands[0]]) if operands else 0
         else:
-            hbm = _hbm(shape) + sum(_hbm(shapes[operand]) for operand in dict.fromkeys(operands))
+            hbm = hbm_bytes(shape) + sum(hbm_bytes(shapes[operand]) for operand in dict.fromkeys(operands))
         found.append(Operation(name, kind, int(cycles[1]) if cycles else None, vmem, hbm))
     return found
 
 
-def _instructions(text: str) -> Iterator[tuple[str, str, str, list[str], str]]:
-    """Yields name, result type, opcode, operands and the rest of each instruction of the entry computation."""
-    entry = re.search(r"^ENTRY [^\n]*\{\n(.*?)^\}$", text, re.MULTILINE | re.DOTALL)
-    if entry is None:
+def entry(text: str) -> str:
+    """The body of the entry computation of a compiled program's text."""
+    found = re.search(r"^ENTRY [^\n]*\{\n(.*?)^\}$", text, re.MULTILINE | re.DOTALL)
+    if found is None:
         raise ValueError("the compiled program's text has no entry computation")
+    return found[1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """One instruction of a program's text.
+
+    Attributes:
+      name: With its "%".
+      shape: Type of the result.
+      opcode: What it does.
+      arguments: What stands in its parentheses.
+      rest: What follows them.
+    """
+
+    name: str
+    shape: str
+    opcode: str
+    arguments: str
+    rest: str
+
+    @property
+    def operands(self) -> list[str]:
+        """Names of the instructions whose results it takes."""
+        return re.findall(r"%[\w.\-]+", self.arguments)
+
+
+def instructions(body: str) -> Iterator[Instruction]:
+    """Yields the instructions of a computation's body."""
     # Some attributes hold line breaks, so an instruction ends where the next begins.
-    for part in re.split(r"^\s+(?=(?:ROOT )?%[\w.\-]+ = )", entry[1], flags=re.MULTILINE)[1:]:
+    for part in re.split(r"^\s+(?=(?:ROOT )?%[\w.\-]+ = )", body, flags=re.MULTILINE)[1:]:
         name, _, definition = part.removeprefix("ROOT ").partition(" = ")
         end = _closing(definition, 0) if definition.startswith("(") else definition.index(" ")
         shape, call = definition[:end].strip(), definition[end:].strip()
         opcode, _, _ = call.partition("(")
         close = _closing(call, len(opcode))
-        yield name, shape, opcode, re.findall(r"%[\w.\-]+", call[len(opcode) : close]), call[close:]
+        yield Instruction(name, shape, opcode, call[len(opcode) + 1 : close - 1], call[close:])
 
 
 def _closing(text: str, start: int) -> int:
@@ -100,11 +130,17 @@ def _leaves(shape: str) -> Iterator[tuple[int, bool]]:
         yield -(-count * bits // 8), re.search(r"S\([1-9]", layout) is None
 
 
-def _hbm(shape: str) -> int:
+def array_bytes(shape: str) -> int:
+    """Bytes of the arrays of a type, wherever they lie."""
+    return sum(size for size, _ in _leaves(shape))
+
+
+def hbm_bytes(shape: str) -> int:
+    """Bytes of those arrays of a type that lie in HBM."""
     return sum(size for size, in_hbm in _leaves(shape) if in_hbm)
 
 
-def _copied(result: str, source: str) -> int:
+def copied_bytes(result: str, source: str) -> int:
     """Bytes that an asynchronous copy or slice moves from or to HBM; its result holds target, source and a flag."""
     (source_size, from_hbm), *_ = _leaves(source)
     arrays = [leaf for leaf in _leaves(result) if leaf[0] > 4]

@@ -15,7 +15,7 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from pixr1_jax.benchmarks import hlo, traffic
+from pixr1_jax.benchmarks import hlo, planned, traffic
 from pixr1_jax.core.chips import CHIPS
 
 
@@ -26,7 +26,8 @@ def main() -> None:
     os.dup2(2, 1)
     for line in sys.stdin:
         try:
-            answer = compile_one(**json.loads(line))
+            request = json.loads(line)
+            answer = planned.compile_step(**request["plan"]) if "plan" in request else compile_one(**request)
         except Exception as error:
             answer = {"error": f"{type(error).__name__}: {str(error).strip()[:600]}"}
         print(json.dumps(answer), file=answers, flush=True)

@@ -7,7 +7,7 @@ import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -60,7 +60,10 @@ def export(
         files: dict[str, dict[str, str]] = {}
         for platform in platforms:
             files[platform] = {}
-            for name, exported in _programs(stream, model, steps, platform):
+            for name, function, arguments in programs(for_platform(stream, platform), model, steps):
+                exported = jax.export.export(jax.jit(function), platforms=[platform], disabled_checks=_KERNEL_CALLS)(
+                    *arguments
+                )
                 file = f"{name}.{platform}.jaxexp"
                 (building / file).write_bytes(exported.serialize())
                 files[platform][name] = file
@@ -103,17 +106,22 @@ def _replace(building: pathlib.Path, target: pathlib.Path) -> None:
     shutil.rmtree(aside)
 
 
-def _for_platform(stream: Stream, platform: str) -> Stream:
-    """The stream with the attention that its config means on a platform."""
+def for_platform(stream: Stream, platform: str) -> Stream:
+    """The stream with the attention that its config means on a platform ("cpu", "cuda", "tpu")."""
     config, attention = stream.config, stream.config.attention
     sizes = {"block": config.tokens.block, "tile": attention.tile, "platform": platform}
     attention = dataclasses.replace(attention, implementation=api.resolve(attention.implementation, **sizes))
     return dataclasses.replace(stream, config=dataclasses.replace(config, attention=attention))
 
 
-def _programs(stream: Stream, model: Omni, steps: Sequence[int], platform: str):
-    """Yields (name, exported program); the state and the weights are flat dicts of arrays."""
-    stream = _for_platform(stream, platform)
+def programs(stream: Stream, model: Omni, steps: Sequence[int]) -> Iterator[tuple[str, Callable, tuple[Any, ...]]]:
+    """Yields name, function and shapes of the arguments of each program; state and weights are flat dicts of arrays.
+
+    Args:
+      stream: What the programs do.
+      model: Weights, or their shapes.
+      steps: Numbers of denoising steps, one program `step{number}` each.
+    """
     spec = stream.config.tokens
     leaves = tree.named_leaves(model)
     structure = jax.tree.structure(model)
@@ -140,11 +148,8 @@ def _programs(stream: Stream, model: Omni, steps: Sequence[int], platform: str):
 
         return run
 
-    make = lambda function, *args: jax.export.export(
-        jax.jit(function), platforms=[platform], disabled_checks=_KERNEL_CALLS
-    )(*args)
-    yield "start", make(stream.start, seed)
-    yield "prompt", make(prompt, weights, state, text, number)
-    yield "observe", make(observe, weights, state, frames, sound, actions)
+    yield "start", stream.start, (seed,)
+    yield "prompt", prompt, (weights, state, text, number)
+    yield "observe", observe, (weights, state, frames, sound, actions)
     for count in steps:
-        yield f"step{count}", make(step(count), weights, state, actions, array((), jnp.float32))
+        yield f"step{count}", step(count), (weights, state, actions, array((), jnp.float32))

@@ -50,7 +50,7 @@ class Stream:
         return memory.CacheLayout(self.config.tokens, self.config.memory, self.grid)
 
     @property
-    def _max_keys(self) -> int | None:
+    def max_keys(self) -> int | None:
         """The most key blocks that a block reads in full, where there is a budget."""
         budget, cache = self.config.attention.budget, self.cache
         if budget is None:
@@ -254,7 +254,7 @@ class Stream:
         x = tokens.embed(model, config, row, batch, signals, looks)
         modulation = tokens.modulation(model, config, row, cells, batch["actions"])
         features, (key, value) = backbone(
-            model, config, x, modulation, row.position, row.blocks, seen, past, max_keys=self._max_keys
+            model, config, x, modulation, row.position, row.blocks, seen, past, max_keys=self.max_keys
         )
         return features, forecast, key, value
 

@@ -6,7 +6,6 @@ that is killed and started again therefore continues the same sequence of losses
 """
 
 import pathlib
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +25,7 @@ from pixr1_jax.training.metrics import MetricWriter
 from pixr1_jax.training.optimizer import learning_rate, make_optimizer
 from pixr1_jax.training.profile import Profiler, Steps
 from pixr1_jax.training.signals import stop_on_signal
-from pixr1_jax.training.state import TrainState, initial_state, train_step
+from pixr1_jax.training.state import TrainState, initial_state, jitted_step
 from pixr1_jax.training.throughput import Throughput, device_memory, work_of
 from pixr1_jax.training.wandb_board import open_board
 from pixr1_jax.training.watchdog import Watchdog
@@ -102,18 +101,8 @@ def run(config: ConfigDict, stage: str, workdir: pathlib.Path, profile: Steps | 
         teacher = load_params(setup.checkpoint_directory(workdir, "train"), partition.abstract(template))
     abstract = partition.abstract(jax.eval_shape(lambda params: initial_state(params, tx), template))
     where = jax.tree.map(lambda x: x.sharding, abstract)
-    update = jax.jit(
-        partial(
-            train_step,
-            objective=objective,
-            tx=tx,
-            seed=config.seed,
-            ema_decay=section.ema_decay,
-            accumulate=section.accumulate,
-        ),
-        out_shardings=(where, None),
-        donate_argnums=0,
-    )
+    numbers = {"seed": config.seed, "ema_decay": section.ema_decay, "accumulate": section.accumulate}
+    update = jitted_step(objective, tx, abstract, **numbers)
 
     ###########################################################################
     # State: the newest checkpoint, or a beginning.

@@ -1,6 +1,7 @@
 """From a config to the objects of a run: model sizes, data, objective. Every verb that needs one builds it here."""
 
 import dataclasses
+import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,12 +13,14 @@ from ml_collections import ConfigDict
 
 from data_pipelines import config as data_config
 from data_pipelines import patches
+from data_pipelines.cuts import PlanError
 from data_pipelines.fill import Blocks
+from data_pipelines.index import ClipInfo
 from data_pipelines.live import LivePlan, LivePlayground
 from data_pipelines.loader import Readers, row_source
 from data_pipelines.mix import Mixture, Shares, mix
 from data_pipelines.plan import PackPlan
-from data_pipelines.row_layout import TokenSpec
+from data_pipelines.row_layout import RowSpec, TokenSpec
 from data_pipelines.shards import Dataset, open_dataset
 from data_pipelines.split import split_blocks
 from pixr1_jax.attention.blocks import MemoryPolicy
@@ -31,6 +34,7 @@ from pixr1_jax.omni import layers as nn
 from pixr1_jax.omni import principal, tokens
 from pixr1_jax.omni.model import Omni, OmniConfig
 
+Rows = PackPlan | Mixture | LivePlan
 _FITTED_PATCHES = 24 << 10  # patches of the plan's first rows that embeddings and forecast are fitted to, at least
 _ROWS_FOR_SOUND = 16  # times as many rows are searched for sound where those have too little
 
@@ -115,22 +119,30 @@ def shown_directory(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
 def pack_plan(
     config: ConfigDict, data: Dataset | LivePlayground | Mapping[str, Dataset], split: str = "train"
 ) -> PackPlan | Mixture | LivePlan:
-    """The pack plan of the section `pack`; of several datasets a mixture in the shares `pack.shares`."""
+    """The pack plan of the section `pack`; of several datasets a mixture in the shares `pack.shares`.
+
+    Raises:
+      PlanError: The clips do not fit the rows that the section gives.
+    """
     spec = freeze(TokenSpec, config.tokens, "tokens")
+    fixed = fixed_rows(config) if "row" in config.pack else None
     sizes = {
         "window_chunks": config.pack.window_chunks,
-        "rows_windows": config.pack.windows_per_row,
+        "rows_windows": config.pack.get("windows_per_row", 1),
         "seed": config.seed,
     }
     blocks = _row_blocks(config)
     if isinstance(data, LivePlayground) and split == "train":
-        return data.plan(spec, **sizes)
+        return data.plan(spec, row=None if fixed is None else fixed.row_spec, **sizes)
     if isinstance(data, Mapping):
         clips = {name: dataset.clips(split) for name, dataset in data.items()}
         # The table of a dataset is that of its place, see `_tables`; 0 is of no dataset.
         tables = {name: number for number, name in enumerate(data, start=1)}
         return mix(clips, spec, _shares(config), row_blocks=blocks, tables=tables, **sizes)
     clips = data.clips(split)
+    if fixed is not None:
+        fixed.check(clips)
+        return PackPlan(clips, spec, row=fixed.row_spec, fill=config.pack.fill, **sizes)
     if isinstance(blocks, int):
         blocks = split_blocks([clips], spec, config.pack.window_chunks, blocks)
     return PackPlan(clips, spec, row=blocks, **sizes)
@@ -144,6 +156,47 @@ def _row_blocks(config: ConfigDict) -> int | Blocks | None:
     if blocks is None or not 0 <= clean < blocks:
         raise ConfigError(f"pack.clean_blocks is {clean}; it is the clean part of pack.row_blocks, which is {blocks}")
     return Blocks(clean, blocks - clean)
+
+
+@dataclasses.dataclass(frozen=True)
+class FixedRows:
+    """Rows whose shape the config gives, so that a step can be compiled before there is any data.
+
+    Attributes:
+      row_spec: Capacities.
+      picture: Height and width of the largest picture.
+      patch: Patch side.
+    """
+
+    row_spec: RowSpec
+    picture: tuple[int, int]
+    patch: int
+
+    def check(self, infos: Sequence[ClipInfo]) -> None:
+        """Raises PlanError where a clip has a larger picture."""
+        most = math.prod(patches.grid_shape(*self.picture, self.patch))
+        for info in infos:
+            count = math.prod(patches.grid_shape(info.height, info.width, self.patch))
+            if count > most:
+                raise PlanError(
+                    f"{info.episode}: a picture of {info.height}x{info.width} has {count} patches, and "
+                    f"pack.picture={self.picture} {most}; raise pack.picture"
+                )
+
+
+def fixed_rows(config: ConfigDict) -> FixedRows:
+    """The rows of `pack.row` and `pack.picture`.
+
+    Raises:
+      ConfigError: A field is missing or of the wrong type.
+    """
+    missing = [name for name in ("row", "picture") if name not in config.pack]
+    if missing:
+        raise ConfigError(
+            f"pack.{missing[0]} is missing; the shape of a row must follow from the config here: give pack.row "
+            f"({', '.join(field.name for field in dataclasses.fields(RowSpec))}) and pack.picture"
+        )
+    return FixedRows(freeze(RowSpec, config.pack.row, "pack.row"), tuple(config.pack.picture), config.tokens.patch)
 
 
 def _shares(config: ConfigDict) -> list[Shares]:
@@ -166,7 +219,7 @@ class _ShareSection:
     weights: Mapping[str, float]
 
 
-def max_keys(config: OmniConfig, plan: PackPlan | Mixture | LivePlan, window_chunks: int, ramped: bool) -> int:
+def max_keys(config: OmniConfig, plan: Rows | FixedRows, window_chunks: int, ramped: bool) -> int:
     """The most key blocks that any block of the plan's rows can read in full, during the budget's ramp if `ramped`."""
     spec, policy = config.tokens, config.memory
     if window_chunks > policy.horizon:
@@ -175,7 +228,7 @@ def max_keys(config: OmniConfig, plan: PackPlan | Mixture | LivePlan, window_chu
             "which positions are not told apart"
         )
     head, text = spec.blocks_for(spec.head_tokens), spec.blocks_for(spec.text_bytes)
-    sizes = {(info.height, info.width) for info in plan.infos}
+    sizes = {plan.picture} if isinstance(plan, FixedRows) else {(info.height, info.width) for info in plan.infos}
     grids = [patches.grid_shape(height, width, spec.patch) for height, width in sizes]
     chunk = head + 1 + max(spec.blocks_for(rows * columns) for rows, columns in grids)
     whole = min(window_chunks - 1, policy.window + policy.sinks)
@@ -253,9 +306,12 @@ def _fitted(model: Omni, config: OmniConfig, readers: Readers, plan: PackPlan | 
 
 
 def objective(
-    config: ConfigDict, stage: str, plan: PackPlan | Mixture | LivePlan, partition: Partition | None = None
+    config: ConfigDict, stage: str, plan: Rows | FixedRows, partition: Partition | None = None
 ) -> Pretrain | FlowMap:
-    """The objective of a stage, from its section `objective`, on a mesh if there is one."""
+    """The objective of a stage, from its section `objective`, on a mesh if there is one.
+
+    Where the config fixes the rows, the objective is the same for any data.
+    """
     sizes = model_config(config)
     fields: dict[str, Any] = dict(config[stage].objective)
     sampling_fields = {field.name for field in dataclasses.fields(TimeSampling)}
@@ -264,14 +320,15 @@ def objective(
         sampling["tasks"] = _table(sampling["tasks"])
         sampling["tables"] = _tables(config, stage, sampling.get("tables", {}), sampling["tasks"])
     kind = {"train": Pretrain, "distill": FlowMap}[stage]
+    shape = fixed_rows(config) if "row" in config.pack else plan
     return freeze(
         kind,
         ConfigDict(fields),
         f"{stage}.objective",
         model=sizes,
         sampling=freeze(TimeSampling, ConfigDict(sampling), f"{stage}.objective"),
-        clean_blocks=plan.row_spec.clean_blocks,
-        max_keys=max_keys(sizes, plan, config.pack.window_chunks, ramped=kind is Pretrain),
+        clean_blocks=shape.row_spec.clean_blocks,
+        max_keys=max_keys(sizes, shape, config.pack.window_chunks, ramped=kind is Pretrain),
         partition=partition,
     )
 

@@ -1,6 +1,7 @@
 """The state of training, and the one jitted step that moves it."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -107,6 +108,20 @@ def train_step(
     }
     metrics |= norms
     return state, metrics
+
+
+def jitted_step(objective: Objective, tx: optax.GradientTransformation, abstract: TrainState, **static: Any) -> Any:
+    """`train_step` as it is compiled, its state donated and returned where `abstract` has it.
+
+    Args:
+      objective: What is trained.
+      tx: The optimizer.
+      abstract: Shapes and shardings of the state.
+      **static: The numbers that `train_step` takes by name.
+    """
+    where = jax.tree.map(lambda x: x.sharding, abstract)
+    step = functools.partial(train_step, objective=objective, tx=tx, **static)
+    return jax.jit(step, out_shardings=(where, None), donate_argnums=0)
 
 
 def gradients(

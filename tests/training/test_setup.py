@@ -12,6 +12,8 @@ from ml_collections import ConfigDict
 from data_pipelines.live import LivePlayground
 from data_pipelines.loader import row_source
 from data_pipelines.mix import Shares, mix
+from data_pipelines.plan import PlanError
+from data_pipelines.row_layout import RowSpec
 from data_pipelines.shards import open_dataset
 from pixr1_jax.attention import select
 from pixr1_jax.attention.blocks import Blocks, visible
@@ -255,3 +257,43 @@ def test_a_live_run_stores_its_test_clips_and_plays_those_of_training(tiny, tmp_
     assert len(seeds) == 3 * config.data.train_clips and not {info.seed for info in live.clips("test")} & seeds
     assert setup.objective(config, "train", plan).max_keys <= plan.row_spec.blocks
     assert setup.pack_plan(config, live, "test").infos
+
+
+FIXED = {"chunks": 8, "patches": 48, "text": 64, "clean_blocks": 30, "noisy_blocks": 24}
+
+
+def fixed(tiny, fill=False, picture=(8, 12), **changes):
+    config = tiny.experiment()
+    with config.unlocked():
+        config.pack.row = ConfigDict(FIXED | changes)
+        config.pack.fill, config.pack.picture = fill, picture
+    return config
+
+
+@pytest.mark.parametrize("fill", [False, True])
+def test_rows_of_a_given_shape_need_no_data(tiny, dataset, fill):
+    config = fixed(tiny, fill)
+    plan, rows = setup.pack_plan(config, dataset), setup.fixed_rows(config)
+    assert plan.row_spec == rows.row_spec == RowSpec(**FIXED)
+    # The objective, and with it the program, is the same before there is data.
+    assert setup.objective(config, "train", plan) == setup.objective(config, "train", rows)
+    packed = row_source(dataset, plan, setup.model_config(config).tokens)[0]
+    assert packed["block_valid"].shape == (54,) and packed["patches"].shape[0] == 48
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"picture": (4, 8)}, r"a picture of 8x12 has 6 patches, and pack.picture=\(4, 8\) 2; raise pack.picture"),
+        ({"fill": True, "patches": 12}, "rows that are filled need more room; raise row.patches=12 to 48"),
+        ({"patches": 12}, "fits no row; raise row.patches=12 to 18"),
+    ],
+)
+def test_clips_beyond_the_given_shape_are_refused(tiny, dataset, changes, message):
+    with pytest.raises(PlanError, match=message):
+        setup.pack_plan(fixed(tiny, **changes), dataset)
+
+
+def test_a_shape_that_does_not_follow_from_the_config_is_an_error(tiny):
+    with pytest.raises(ValueError, match="pack.row is missing; the shape of a row must follow .* give pack.row"):
+        setup.fixed_rows(tiny.experiment())

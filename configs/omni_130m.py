@@ -1,0 +1,200 @@
+"""Omni at 130 M parameters: the playground at 320x512, 24 frames/s with stereo sound, on one TPU chip or GPU.
+
+    pixr1 plan --config=configs/omni_130m.py
+    pixr1 quickstart --config=configs/omni_130m.py --workdir=runs/omni_130m
+
+Nothing has to be downloaded, and no clip comes twice: the world is played while it is read. `smoke` is the same way
+with a tiny model and world in about two minutes on a CPU. What a step costs: docs/benchmarks.md, Plans.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """Returns the config; `variant` is "" or "smoke"."""
+    config = ConfigDict()
+    config.seed = 0
+    config.compilation_cache = ""  # a folder or bucket that keeps compiled programs
+
+    config.data = ConfigDict()
+    config.data.source = "playground"
+    config.data.live = True
+    config.data.train_clips = 4096
+    config.data.test_clips = 64
+    config.data.frames = 256
+    config.data.seed = 0
+    config.data.shards = 8
+    config.data.video_codec = "h264_444"
+    config.data.playground = ConfigDict()
+    config.data.playground.height = 320
+    config.data.playground.width = 512
+    config.data.playground.frame_rate = 24
+    config.data.playground.sample_rate = 24000
+    config.data.playground.policy = "mixed"
+
+    # A chunk is 640 patches, 5 blocks without padding, 12 times a second.
+    config.tokens = ConfigDict()
+    config.tokens.patch = 16
+    config.tokens.chunk_frames = 2
+    config.tokens.block = 128
+    config.tokens.hop = 125
+    config.tokens.hops = 16
+    config.tokens.audio_tokens = 8
+    config.tokens.channels = 2
+    config.tokens.action_dim = 3
+    config.tokens.text_bytes = 128
+
+    config.memory = ConfigDict()
+    config.memory.window = 8
+    config.memory.sinks = 1
+    config.memory.bank = 32
+    config.memory.horizon = 32
+
+    config.model = ConfigDict()
+    config.model.width = 768
+    config.model.layers = 16
+    config.model.heads = 6
+    config.model.head_dim = 128
+    config.model.hidden = 2176
+    config.model.video_rank = 256
+    config.model.audio_rank = 128
+    config.model.audio_scale = 4.0
+    config.model.audio_power = 0.5
+    config.model.context_time = 0.0
+    config.model.max_context_time = 0.15
+    config.model.dtype = "bfloat16"
+    config.model.remat = "full"
+    config.model.attention = ConfigDict()
+    config.model.attention.implementation = "auto"
+    config.model.attention.tile = 4
+    config.model.attention.budget = None
+
+    # A row: a window of 16 chunks (1.3 s), and room for 4 texts.
+    config.pack = ConfigDict()
+    config.pack.window_chunks = 16
+    config.pack.fill = False
+    config.pack.picture = (320, 512)
+    config.pack.row = ConfigDict()
+    config.pack.row.chunks = 16
+    config.pack.row.patches = 16 * 640
+    config.pack.row.text = 512
+    config.pack.row.clean_blocks = 15 * 7 + 3
+    config.pack.row.noisy_blocks = 16 * 6
+    config.pack.batch_rows = 4
+    config.pack.threads = 8
+    config.pack.prefetch = 16
+    config.pack.max_bad = 0.01
+
+    config.mesh = ConfigDict()
+    config.mesh.slice, config.mesh.data, config.mesh.fsdp, config.mesh.context, config.mesh.tensor = 1, -1, 1, 1, 1
+    config.mesh.context_parallel = "ulysses"
+
+    config.plan = ConfigDict()
+    config.plan.topology = "v6e:1x1"
+    config.plan.num_slices = 1
+    config.plan.max_hbm_gib = 30.0
+
+    config.train = _stage(steps=100_000, learning_rate=6e-4, warmup=2000)
+    config.train.objective = ConfigDict()
+    config.train.objective.time_floor = 0.5
+    config.train.objective.audio_weight = 0.3
+    _sampling(config.train.objective, drop=0.1)
+
+    config.distill = _stage(steps=10_000, learning_rate=1e-4, warmup=500)
+    config.distill.objective = ConfigDict()
+    config.distill.objective.time_floor = 0.5
+    config.distill.objective.audio_weight = 0.3
+    config.distill.objective.softening = 0.02
+    config.distill.objective.to_clean = 0.25
+    config.distill.objective.to_same = 0.5
+    config.distill.objective.max_guidance = 1.5
+    config.distill.objective.tangent_warmup = 2000
+    _sampling(config.distill.objective, drop=0.0)
+
+    config.export = ConfigDict()
+    config.export.steps = (1, 2, 4)
+    config.export.platforms = ("tpu", "cuda", "cpu")
+    config.export.size = (320, 512)
+
+    config.stream = ConfigDict()
+    config.stream.script = "configs/scripts/playground.txt"
+    config.stream.seconds = 20.0
+    config.stream.steps = 2
+    config.stream.guidance = 1.0
+    config.stream.seed = 0
+    config.stream.clip = 0
+    config.stream.context_seconds = 1.0
+
+    config.evaluate = ConfigDict()
+    config.evaluate.clips = 64
+    config.evaluate.context_chunks = 12
+    config.evaluate.frames = 128
+    config.evaluate.steps = (1, 2, 4)
+    config.evaluate.guidance = 1.0
+    config.evaluate.seed = 0
+
+    if variant == "smoke":
+        _smoke(config)
+    elif variant:
+        raise ValueError(f"configs/omni_130m.py has no variant {variant!r}; use 'smoke' or none")
+    return config
+
+
+def _stage(steps: int, learning_rate: float, warmup: int) -> ConfigDict:
+    stage = ConfigDict()
+    stage.steps = steps
+    stage.log_every = 50
+    stage.checkpoint = ConfigDict()
+    stage.checkpoint.every_steps = 1000
+    stage.checkpoint.keep = 3
+    stage.max_step_seconds, stage.max_first_step_seconds = 900.0, 3600.0
+    stage.max_skipped = 20
+    stage.ema_decay = 0.999
+    stage.accumulate = 1
+    stage.optimizer = ConfigDict()
+    stage.optimizer.name = "adamw"
+    stage.optimizer.learning_rate = learning_rate
+    stage.optimizer.warmup_steps = warmup
+    stage.optimizer.total_steps = steps
+    stage.optimizer.schedule = "cosine"
+    stage.optimizer.final_scale = 0.1
+    stage.optimizer.b1 = 0.9
+    stage.optimizer.b2 = 0.99
+    stage.optimizer.weight_decay = 0.01
+    stage.optimizer.clip_norm = 1.0
+    return stage
+
+
+def _sampling(objective: ConfigDict, drop: float) -> None:
+    objective.mean = 2.0
+    objective.deviation = 1.2
+    objective.pure_noise = 0.3
+    objective.drop = drop
+    objective.drift = 0.07
+    objective.tasks = ConfigDict({"joint": 0.8, "independent": 0.1, "video_to_audio": 0.05, "audio_to_video": 0.05})
+
+
+def _smoke(config: ConfigDict) -> None:
+    config.data.train_clips, config.data.test_clips, config.data.shards = 16, 4, 1
+    config.data.frames = 32
+    config.data.playground.height, config.data.playground.width = 32, 48
+    config.data.playground.frame_rate, config.data.playground.sample_rate = 12, 6000
+    config.tokens.patch, config.tokens.block, config.tokens.hops, config.tokens.audio_tokens = 8, 8, 8, 4
+    config.tokens.text_bytes = 16
+    config.memory.window, config.memory.bank, config.memory.horizon = 4, 16, 16
+    config.model.width, config.model.layers, config.model.hidden = 64, 2, 128
+    config.model.heads, config.model.head_dim = 2, 32
+    config.model.video_rank, config.model.audio_rank = 96, 96
+    config.model.dtype = "float32"
+    config.model.attention.implementation, config.model.attention.tile = "reference", 1
+    config.pack.window_chunks, config.pack.picture = 8, (32, 48)
+    row = config.pack.row
+    row.chunks, row.patches, row.text, row.clean_blocks, row.noisy_blocks = 8, 8 * 24, 64, 7 * 5 + 8, 8 * 4
+    for stage, steps in ((config.train, 20), (config.distill, 6)):
+        stage.steps = stage.optimizer.total_steps = steps
+        stage.optimizer.warmup_steps = 2
+        stage.log_every, stage.checkpoint.every_steps = 2, 10
+    config.distill.objective.tangent_warmup = 2
+    config.export.size, config.export.platforms = (32, 48), ("cpu",)
+    config.stream.seconds = 3.0
+    config.evaluate.clips, config.evaluate.context_chunks, config.evaluate.frames = 2, 4, 16
