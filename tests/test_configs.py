@@ -10,6 +10,7 @@ import jax
 import pytest
 from ml_collections import ConfigDict
 
+from data_pipelines import config as data_config
 from data_pipelines.clip import TextEvent
 from data_pipelines.index import ClipInfo
 from data_pipelines.source import Item
@@ -107,7 +108,11 @@ def index(monkeypatch, tmp_path):
 
         monkeypatch.setattr(data_verb.build_lib, "build", listed)
         data_verb.build_data(config, tmp_path / "shards")
-        return types.SimpleNamespace(directory=tmp_path, clips=clips.__getitem__)
+        stored = types.SimpleNamespace(directory=tmp_path, clips=clips.__getitem__)
+        if config.data.get("live"):
+            section = config_lib.freeze(data_config.DataConfig, config.data, "data")
+            return data_config.live_playground(section, "data", stored)
+        return stored
 
     return build
 

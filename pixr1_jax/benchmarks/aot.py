@@ -16,7 +16,7 @@ import select
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pixr1_jax.core.chips import CHIPS, Chip
@@ -129,19 +129,28 @@ class Compiler(contextlib.AbstractContextManager):
         """
         return self._ask(chip, build, arguments, cost=False)["temporary"]
 
-    def step(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Compiles a step of a config; takes and returns what `planned.compile_step` does.
+    def step(self, config: Mapping[str, Any], step: str, **rest: Any) -> dict[str, Any]:
+        """Compiles a step of a config, as `planned.compile_step` does.
 
         Raises:
           CompileError: The step cannot be made or compiled; a lack of memory is an answer and no error.
         """
-        return self._remembered({"plan": dict(request)}, f"the step {request['step']!r}", profiled=False)
+        return self._remembered({"task": "step", "config": config, "step": step, **rest}, f"the step {step!r}")
+
+    def kernels(self, config: Mapping[str, Any], step: str, chips: Sequence[str]) -> dict[str, Any]:
+        """Compiles the kernels of a step of a config, as `planned.compile_kernels` does.
+
+        Raises:
+          CompileError: The step cannot be made; kernels that do not compile are in the answer.
+        """
+        request = {"task": "kernels", "config": config, "step": step, "chips": list(chips)}
+        return self._remembered(request, f"kernels of the step {step!r}")
 
     def _ask(self, chip: str, build: str, arguments: Mapping[str, Any], *, cost: bool) -> dict[str, Any]:
-        request = {"chip": chip, "build": build, "arguments": dict(arguments), "cost": cost}
+        request = {"task": "program", "chip": chip, "build": build, "arguments": dict(arguments), "cost": cost}
         return self._remembered(request, f"{build} on {chip}", profiled=cost)
 
-    def _remembered(self, request: Mapping[str, Any], what: str, *, profiled: bool) -> dict[str, Any]:
+    def _remembered(self, request: Mapping[str, Any], what: str, *, profiled: bool = False) -> dict[str, Any]:
         line = json.dumps(request, sort_keys=True)
         if line not in self._known:
             self._known[line] = self._answer(line, profiled=profiled)

@@ -67,3 +67,30 @@ def _kernel(params: dict[str, Any], avals: list[Any], reads: Mapping[tuple[int, 
         (_, all_keys), most = max(reads.items(), key=lambda item: item[0])
         found = most * (keys // block) / all_keys
     return 2.0 * products * batch * heads * queries * found * block * dim
+
+
+def kernels(jaxpr: Any) -> list[Any]:
+    """The calls of Pallas kernels in a closed jaxpr that are compiled, not interpreted."""
+    found = []
+
+    def walk(jaxpr):
+        for equation in jaxpr.eqns:
+            if equation.primitive.name == "pallas_call":
+                found.extend([equation] * (not equation.params["interpret"]))
+                continue
+            for value in equation.params.values():
+                for inner in value if isinstance(value, tuple | list) else (value,):
+                    inner = getattr(inner, "jaxpr", inner)
+                    if hasattr(inner, "eqns"):
+                        walk(inner)
+
+    walk(jaxpr.jaxpr)
+    return found
+
+
+def kernel_name(call: Any) -> str:
+    """Names a kernel's program: its blocks, and whether heads share lists; rows and heads only lengthen its grid."""
+    lists, *others = [variable.aval for variable in (*call.invars, *call.outvars)]
+    shapes = [f"{aval.dtype}{list(aval.shape[2:])}" for aval in (lists, *others)]
+    shared = "shared lists" if lists.shape[1] == 1 else "lists of each head"
+    return f"{call.params.get('name') or 'kernel'} with {shared}: {', '.join(shapes)}"

@@ -211,7 +211,7 @@ def _groups(rest: str, devices: int) -> list[list[int]]:
 
 
 def _mesh_groups(mesh: str, along: str) -> list[list[int]]:
-    """Groups along axes of a named mesh, as in `'a'=4,'b'=2` and `'a':(2)2,'b'`: of a part of an axis its place and size."""
+    """Groups along axes of a named mesh, `'a'=4,'b'=2` and `'a':(2)2,'b'`: a part of an axis has its place and size."""
     sizes = {name: int(size) for name, size in re.findall(r"'([^']*)'=(\d+)", mesh)}
     parts = {name: [(1, size)] for name, size in sizes.items()}  # (devices before, size) of each part of an axis
     chosen = []

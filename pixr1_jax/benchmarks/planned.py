@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import jax
+import numpy as np
 from jax.experimental import topologies
 from ml_collections import ConfigDict
 
@@ -45,6 +46,52 @@ def compile_step(config: Mapping[str, Any], topology: str, num_slices: int, step
     else:
         program = training_plan.training(settings, step, devices)
     return _facts(program, settings.tokens.block, 1 if step == "stream" else num_slices, quick)
+
+
+def compile_kernels(config: Mapping[str, Any], step: Step, chips: Sequence[str]) -> dict[str, Any]:
+    """Compiles each attention kernel of a step alone, for several generations.
+
+    Args:
+      config: The experiment, as plain values.
+      step: Which step; on the config's mesh, of which `plan.topology` says how many chips it has.
+      chips: Names of `CHIPS`.
+
+    Returns:
+      "kernels": names of the kernels found; "errors": what did not compile, by generation and name.
+    """
+    settings = training_plan.for_tpu(ConfigDict(dict(config)))
+    devices = _devices(settings.plan.topology, settings.plan.num_slices)
+    if step == "stream":
+        program = engine_plan.streaming(settings, devices[0])
+    else:
+        program = training_plan.training(settings, step, devices)
+    with jax.sharding.use_abstract_mesh(program.mesh.abstract_mesh):
+        calls = {
+            executed.kernel_name(call): call
+            for call in executed.kernels(program.function.trace(*program.arguments).jaxpr)
+        }
+    errors = {}
+    for chip in chips:
+        mesh = jax.sharding.Mesh(np.array(_devices(CHIPS[chip].topology, 1)[:1]), ("device",))
+        here = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+        for name, call in calls.items():
+            if (chip, name) in _COMPILED:
+                continue
+            shapes = [
+                jax.ShapeDtypeStruct(variable.aval.shape, variable.aval.dtype, sharding=here)
+                for variable in call.invars
+            ]
+            run = jax.jit(lambda *arrays, call=call: call.primitive.bind(*arrays, **call.params))
+            try:
+                with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+                    run.lower(*shapes).compile(compiler_options=QUICK)
+                _COMPILED.add((chip, name))
+            except Exception as error:
+                errors[f"{chip} {name}"] = str(error).strip()[:600]
+    return {"kernels": sorted(calls), "errors": errors}
+
+
+_COMPILED: set[tuple[str, str]] = set()  # what is the same in two configs is compiled once
 
 
 def _devices(name: str, num_slices: int) -> Sequence[jax.Device]:

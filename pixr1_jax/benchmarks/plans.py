@@ -76,14 +76,9 @@ def ask(compiler: Compiler, config: ConfigDict, asked: Question) -> dict[str, An
     Raises:
       CompileError: It does not compile, for another reason than memory.
     """
-    request = {
-        "config": config_lib.to_plain(config),
-        "topology": asked.slice.name,
-        "num_slices": asked.num_slices,
-        "step": asked.step,
-        "quick": asked.quick,
-    }
-    return bounds.report(compiler.step(request), asked.slice.generation)
+    where = {"topology": asked.slice.name, "num_slices": asked.num_slices}
+    facts = compiler.step(config_lib.to_plain(config), asked.step, quick=asked.quick, **where)
+    return bounds.report(facts, asked.slice.generation)
 
 
 def search(compiler: Compiler, config: ConfigDict, asked: Question) -> list[dict[str, Any]]:

@@ -27,7 +27,7 @@ def main() -> None:
     for line in sys.stdin:
         try:
             request = json.loads(line)
-            answer = planned.compile_step(**request["plan"]) if "plan" in request else compile_one(**request)
+            answer = _TASKS[request.pop("task")](**request)
         except Exception as error:
             answer = {"error": f"{type(error).__name__}: {str(error).strip()[:600]}"}
         print(json.dumps(answer), file=answers, flush=True)
@@ -71,6 +71,8 @@ def compile_one(chip: str, build: str, arguments: dict[str, Any], cost: bool) ->
     answer["uncounted"] = [x.name for x in operations if x.cycles is None and x.kind not in beside]
     return answer
 
+
+_TASKS = {"program": compile_one, "step": planned.compile_step, "kernels": planned.compile_kernels}
 
 if __name__ == "__main__":
     main()

@@ -2,14 +2,17 @@
 
 import json
 import pathlib
+import runpy
 
 import jax
 import pytest
 
 from pixr1_jax.benchmarks import aot, estimates
 from pixr1_jax.core.chips import CHIPS
+from pixr1_jax.core.config import to_plain
 
-RESULTS = pathlib.Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "kernels-aot.json"
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "benchmarks" / "results" / "kernels-aot.json"
 RENEW = "pixr1 bench kernels --aot=v5e,v5p,v6e --out=benchmarks/results"
 TOLERANCE = 0.03
 
@@ -37,7 +40,7 @@ COMPILED = [
 
 @pytest.fixture(scope="module")
 def compiler():
-    with aot.Compiler(timeout=120) as compiler:
+    with aot.Compiler(timeout=600) as compiler:
         yield compiler
 
 
@@ -74,3 +77,21 @@ def test_compiles_as_shipped(compiler, chip, sizes):
     """With a tail and lists of each head, as a budget makes them."""
     build = "pixr1_jax.benchmarks.cases:attend"
     assert compiler.check(chip, build, {"implementation": "pallas_tpu", "tail": True, **sizes}) >= 0
+
+
+SHIPPED = [
+    (path, variant, step)
+    for path in sorted((ROOT / "configs").glob("omni_*.py"))
+    for variant in (("", "v6e") if path.stem == "omni_8b" else ("",))
+    for step in ("train", "distill", "stream")
+    if step != "stream" or not variant  # one chip is one chip
+]
+
+
+@pytest.mark.parametrize(("path", "variant", "step"), SHIPPED, ids=lambda x: getattr(x, "stem", x))
+def test_kernels_of_shipped_configs_compile(compiler, path, variant, step):
+    """Traced from the real step on the config's mesh; what two configs share is compiled once."""
+    config = to_plain(runpy.run_path(str(path))["get_config"](variant))
+    found = compiler.kernels(config, step, list(CHIPS))
+    assert not found["errors"]
+    assert len(found["kernels"]) >= {"train": 2, "distill": 4, "stream": 1}[step], found["kernels"]
