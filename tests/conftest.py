@@ -18,7 +18,15 @@ nnx.set_graph_updates(False)
 
 
 def pytest_addoption(parser):
+    parser.addoption("--compile", action="store_true", help="also compile the steps of shipped configs, minutes each")
     parser.addoption("--update-goldens", action="store_true", help="write tests/golden anew; review what changed")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--compile"):
+        for item in items:
+            if item.get_closest_marker("compiles"):
+                item.add_marker(pytest.mark.skip(reason="compiles for minutes; runs with --compile"))
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import dataclasses
 import chex
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from pixr1_jax.attention import gather, gpu, kernels, reference, tpu
 from pixr1_jax.attention.blocks import BlockLists, Tail
@@ -108,7 +109,7 @@ def attend(
     if past is not None:
         k, v = (jnp.concatenate([old, new], axis=1) for old, new in zip(past, (k, v), strict=True))
     out, _ = PLAIN[implementation](q, k, v, lists, key_valid, tail, **numbers)
-    return out
+    return checkpoint_name(out, kernels.SAVED)
 
 
 def kernel_bound(max_logit: float | None) -> float | None:

@@ -8,10 +8,13 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.custom_derivatives import SymbolicZero, linear_call
 
 from pixr1_jax.attention.backend import Backend
 from pixr1_jax.attention.blocks import BlockLists, Tail
+
+SAVED = "attended"  # the name of what attention leaves for its backward pass, for `jax.checkpoint`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,7 +168,8 @@ def _rule(options: Options, primals, tangents):
     if options.forward_mode:
         return _tangent(options, moving, fixed, direction(live), still)
 
-    out, lse = _forward(options, moving, fixed)
+    # Both are what the backward pass needs of this one: kept, it need not run again (`omni.model.REMAT`).
+    out, lse = (checkpoint_name(x, SAVED) for x in _forward(options, moving, fixed))
 
     def linear(residual, live):
         moving, fixed, _, _ = residual

@@ -155,7 +155,7 @@ def whole(config: ConfigDict, asked: Question, command: str, rows: Sequence[Mapp
     return {
         **results.provenance(command),
         "note": NOTE,
-        "config": config_lib.fingerprint(config),
+        "config": fingerprint(config, asked.step),
         "topology": asked.slice.name,
         "num_slices": asked.num_slices,
         "step": asked.step,
@@ -163,6 +163,20 @@ def whole(config: ConfigDict, asked: Question, command: str, rows: Sequence[Mapp
         **rows[0],
         **searched,
     }
+
+
+def fingerprint(config: ConfigDict, step: str) -> str:
+    """The fingerprint of what a step's program follows from: a plan holds as long as it stays."""
+    sections = (
+        "tokens",
+        "memory",
+        "model",
+        "pack",
+        "mesh",
+        "plan",
+        *(("export", "stream") if step == "stream" else (step,)),
+    )
+    return config_lib.fingerprint({name: config_lib.to_plain(config[name]) for name in sections if name in config})
 
 
 def show(row: Mapping[str, Any], asked: Question, console: rich.console.Console) -> None:

@@ -8,10 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 
 from data_pipelines.row_layout import TokenSpec
-from pixr1_jax.attention import api, select, sharded
+from pixr1_jax.attention import api, kernels, select, sharded
 from pixr1_jax.attention.api import AttentionConfig
 from pixr1_jax.attention.blocks import BlockLists, Blocks, MemoryPolicy, Tail, block_lists
 from pixr1_jax.attention.select import Candidates
@@ -20,13 +19,13 @@ from pixr1_jax.omni import layers as nn
 from pixr1_jax.omni import rope
 
 _policies = jax.checkpoint_policies
+_attended = _policies.save_only_these_names(kernels.SAVED)
+_products = _policies.save_from_both_policies(_policies.dots_with_no_batch_dims_saveable, _attended)
 # What a layer keeps for the backward pass; what it does not keep is computed again, at the price in the comment.
 REMAT: Mapping[str, Callable[[Callable], Callable]] = {
     "none": lambda step: step,
-    "dots": partial(
-        jax.checkpoint, policy=_policies.dots_with_no_batch_dims_saveable
-    ),  # attention, what is elementwise
-    "mixed": partial(jax.checkpoint, policy=_policies.save_only_these_names("mixed")),  # all but attention
+    "dots": partial(jax.checkpoint, policy=_products),  # what is elementwise
+    "mixed": partial(jax.checkpoint, policy=_attended),  # all but attention
     "full": jax.checkpoint,  # the whole layer
 }
 
@@ -204,7 +203,6 @@ def backbone(
             forward_mode=forward_mode,
             implementation=attention.implementation,
         )
-        mixed = checkpoint_name(mixed, "mixed")
         x = x + gate_a * nn.dot(mixed.reshape(*x.shape[:2], -1), layer.out)
         x = x + gate_m * layer.mlp(nn.rms_norm(x) * (1 + scale_m) + shift_m)
         return by_token(x), (k, v)

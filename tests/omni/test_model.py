@@ -9,8 +9,11 @@ import pytest
 
 from data_pipelines.row_layout import Role
 from pixr1_jax.attention.blocks import visible
+from pixr1_jax.benchmarks import executed
+from pixr1_jax.objectives.pretrain import Pretrain
+from pixr1_jax.objectives.tasks import TimeSampling
 from pixr1_jax.omni import tokens
-from pixr1_jax.omni.model import Past, backbone
+from pixr1_jax.omni.model import Omni, Past, backbone
 from pixr1_jax.omni.rope import frequencies
 from pixr1_jax.omni.tokens import Layout
 
@@ -121,3 +124,19 @@ def test_bfloat16_is_near_float32(row):
 def test_sizes_that_cannot_be(tiny, fields, message):
     with pytest.raises(ValueError, match=message):
         tiny.config(**fields)
+
+
+@pytest.mark.parametrize(("remat", "forwards"), [("none", 1), ("dots", 1), ("mixed", 1), ("full", 2)])
+def test_what_attention_leaves_is_kept_by_name(tiny, remat, forwards):
+    """Only `full` runs the attention kernel of a layer again for its gradient: counted in the traced program."""
+    spec = tiny.token_spec(block=16)
+    sizes = tiny.config(tokens=spec, attention=tiny.attention("pallas_tpu", tile=8), remat=remat)
+    batch, row = tiny.batch(spec, [[tiny.window(spec, 3)]])
+    objective = Pretrain(
+        sizes, TimeSampling(0.0, 1.0, 0.1, 0.1, 0.0, (("joint", 1.0),)), 0.5, 0.3, row.clean_blocks, row.blocks
+    )
+    params = jax.eval_shape(lambda: Omni(sizes, jax.random.key(0)))
+    gradient = jax.jit(jax.grad(lambda params, batch: objective.loss(params, None, batch, 0, jnp.int32(0))[0]))
+    calls = executed.kernels(gradient.trace(params, batch).jaxpr)
+    outputs = [len(call.outvars) for call in calls]
+    assert outputs.count(2) == forwards and outputs.count(3) == 1, "(output, denominator) and (dq, dk, dv)"
