@@ -92,6 +92,15 @@ def get_config(variant: str = "") -> ConfigDict:
     config.plan.num_slices = 1
     config.plan.max_hbm_gib = 30.0
 
+    config.launch = ConfigDict()
+    config.launch.bucket = ""  # gs://NAME, for checkpoints and compiled programs
+    config.launch.image = ""  # built from launch/Dockerfile
+    config.launch.max_restarts, config.launch.grace_seconds = 50, 120
+    config.launch.namespace, config.launch.service_account = "default", ""
+    config.launch.queue, config.launch.priority = "", ""
+    config.launch.spot, config.launch.reservation = False, ""
+    config.launch.project, config.launch.zone, config.launch.runtime = "", "", ""
+
     config.train = _stage(steps=300_000, learning_rate=3e-4, warmup=2000, accumulate=4)
     config.train.objective = ConfigDict()
     config.train.objective.time_floor = 0.5

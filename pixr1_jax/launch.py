@@ -1,14 +1,14 @@
 """`pixr1 launch`: a job for a cluster, for TPU machines or for this one, as files; with --submit it is started.
 
-pixr1 launch --config=FILE --topology=v6e-256 --to=gke    [--num_slices=N] [--stage=distill] [--submit]
+pixr1 launch --config=FILE --to=gke    [--topology=v6e-256] [--num_slices=N] [--stage=distill] [--submit]
     Writes NAME.jobset.yaml, and NAME.queue.yaml for a new cluster; --submit runs kubectl apply on the first.
-pixr1 launch --config=FILE --topology=v6e-256 --to=queued [--num_slices=N] [--stage=distill] [--submit]
+pixr1 launch --config=FILE --to=queued [--topology=v6e-256] [--num_slices=N] [--stage=distill] [--submit]
     Writes NAME.queued.sh, which asks for machines and runs the job there; --submit runs it.
 pixr1 launch --config=FILE --to=local --workdir=DIR [--processes=N] [--stage=distill] [--submit]
     Writes NAME.local.json, processes of this machine; --submit runs them, as python -m launch.local FILE does.
 
-A job's bucket, image, queue and so on are the section `launch` of the config (launch/job.py). On a pod --workdir is a
-folder of the bucket, the job's name by default.
+Without --topology it is the config's `plan.topology`. A job's bucket, image, queue and so on are the section `launch`
+of the config (launch/job.py). On a pod --workdir is a folder of the bucket, the job's name by default.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def define_flags() -> None:
     config_lib.define_flags()
     flags.DEFINE_enum("to", None, _TARGETS, "Where the job runs.")
     flags.DEFINE_string("topology", None, "gke, queued: the slice, as in v6e-256, v6e:16x16 or v5p:8x8x4.")
-    flags.DEFINE_integer("num_slices", 1, "gke, queued: how many slices, joined by the data center network.")
+    flags.DEFINE_integer("num_slices", None, "gke, queued: how many slices, joined by the data center network.")
     flags.DEFINE_integer("processes", 1, "local: how many processes.")
     flags.DEFINE_enum("stage", "train", job_lib.STAGES, "What is run.")
     flags.DEFINE_string("name", None, "The job's name; from the config and the stage by default.")
@@ -65,22 +65,24 @@ def main(argv: Sequence[str]) -> None:
         write(path, local.to_json(local.from_job(job, given.processes, launch)))
         _end(given.submit, path, [sys.executable, "-m", "launch.local", str(path)])
         return
-    if not given.topology:
-        raise ValueError("--topology is missing; name the slice, as in --topology=v6e-256")
-    if given.num_slices < 1:
-        raise ValueError(f"--num_slices={given.num_slices} must be at least 1")
-    slice_ = topology.parse(given.topology)
-    job_lib.check_mesh(config, slice_, given.num_slices)
+    plan = config.get("plan") or {}
+    topology_name, num_slices = given.topology or plan.get("topology"), given.num_slices or plan.get("num_slices", 1)
+    if not topology_name:
+        raise ValueError("--topology is missing, and the config has no plan.topology; give one, as in v6e-256")
+    if num_slices < 1:
+        raise ValueError(f"--num_slices={num_slices} must be at least 1")
+    slice_ = topology.parse(topology_name)
+    job_lib.check_mesh(config, slice_, num_slices)
     job = job_lib.pod_job(job)
     if given.to == "gke":
         path = out / f"{name}.jobset.yaml"
-        write(path, gke.to_yaml([gke.job_set(job, slice_, given.num_slices, launch)]))
+        write(path, gke.to_yaml([gke.job_set(job, slice_, num_slices, launch)]))
         if launch.queue:
-            write(out / f"{name}.queue.yaml", gke.to_yaml(gke.queue(slice_, given.num_slices, launch)))
+            write(out / f"{name}.queue.yaml", gke.to_yaml(gke.queue(slice_, num_slices, launch)))
         _end(given.submit, path, ["kubectl", "apply", "-f", str(path)])
     else:
         path = out / f"{name}.queued.sh"
-        write(path, queued.script(job, slice_, given.num_slices, launch))
+        write(path, queued.script(job, slice_, num_slices, launch))
         path.chmod(0o755)
         _end(given.submit, path, ["bash", str(path)])
 

@@ -69,7 +69,7 @@ class _Walker:
         if not self.entry:
             raise ValueError("the compiled program's text has no entry computation")
         self._devices, self._slices = devices, slices
-        self.by_kind: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
+        self.by_kind: dict[str, dict[str, float]] = collections.defaultdict(lambda: collections.defaultdict(float))
         self.hbm = self.cycles = self.kernels = 0.0
         self.unknown_loops = 0
 

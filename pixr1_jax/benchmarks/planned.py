@@ -20,7 +20,7 @@ from pixr1_jax.training.plan import Program
 Step = Literal["train", "distill", "stream"]
 STEPS = ("train", "distill", "stream")
 # Compiles several times faster; memory came out within 6 % of what the full effort takes (docs/benchmarks.md).
-QUICK = {"exec_time_optimization_effort": -1.0}
+QUICK: dict[str, Any] = {"exec_time_optimization_effort": -1.0}
 _AMOUNT = r"([\d.]+)([KMGT])"
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -94,7 +94,7 @@ def compile_kernels(config: Mapping[str, Any], step: Step, chips: Sequence[str])
 _COMPILED: set[tuple[str, str]] = set()  # what is the same in two configs is compiled once
 
 
-def _devices(name: str, num_slices: int) -> Sequence[jax.Device]:
+def _devices(name: str, num_slices: int) -> Sequence[Any]:
     wanted = topology_lib.parse(name)
     # libtpu knows no slice of less than a host.
     whole = CHIPS[wanted.generation].topology if wanted.chips == 1 else wanted.name
@@ -118,7 +118,7 @@ def _facts(program: Program, block: int, slices: int, quick: bool) -> dict[str, 
         "mesh": dict(zip(program.mesh.axis_names, program.mesh.devices.shape, strict=True)),
     }
     try:
-        compiled = lowered.compile(compiler_options=QUICK if quick else {})
+        compiled = lowered.compile(compiler_options=QUICK if quick else None)
     except jax.errors.JaxRuntimeError as error:
         facts["oom"] = out_of_memory(str(error), sum(program.parts.values()))
         if facts["oom"] is None:

@@ -91,7 +91,7 @@ def search(compiler: Compiler, config: ConfigDict, asked: Question) -> list[dict
     shapes = list(mesh_shapes(config, asked))
     with progress.track(len(shapes), "planning") as tracker:
         for shape in shapes:
-            row = {"mesh": dataclasses.asdict(shape)}
+            row: dict[str, Any] = {"mesh": dataclasses.asdict(shape)}
             try:
                 row = ask(compiler, with_mesh(config, shape), asked)
             except CompileError as error:

@@ -1,5 +1,7 @@
 """The exported streaming step as a program that can be compiled before there is a checkpoint or hardware."""
 
+from typing import Any
+
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -12,7 +14,7 @@ from pixr1_jax.training import setup
 from pixr1_jax.training.plan import Program, device_bytes
 
 
-def streaming(config: ConfigDict, device: jax.Device) -> Program:
+def streaming(config: ConfigDict, device: Any) -> Program:
     """The step of `config.stream.steps` denoising steps at `config.export.size`, on one device.
 
     Useful operations are left to the caller's count of what is executed: nothing is computed twice.
@@ -21,7 +23,7 @@ def streaming(config: ConfigDict, device: jax.Device) -> Program:
     stream = Stream(sizes, *config.export.size)
     template = jax.eval_shape(lambda: Omni(sizes, jax.random.key(0)))
     count, tile = config.stream.steps, sizes.attention.tile
-    found = {name: rest for name, *rest in programs(stream, template, (count,))}
+    found = {name: (function, arguments) for name, function, arguments in programs(stream, template, (count,))}
     function, arguments = found[f"step{count}"]
     mesh = Mesh(np.array([device]), ("device",), axis_types=(AxisType.Auto,))
     here = NamedSharding(mesh, PartitionSpec())

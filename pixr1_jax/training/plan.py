@@ -21,7 +21,7 @@ from data_pipelines.row_layout import BlockKind, Role, RowBuilder, RowSpec, Toke
 from pixr1_jax.attention import api
 from pixr1_jax.omni.model import Omni
 from pixr1_jax.training import setup
-from pixr1_jax.training.flops import PASSES, StepFlops, block_reads
+from pixr1_jax.training.flops import PASSES, Part, StepFlops, block_reads
 from pixr1_jax.training.optimizer import make_optimizer
 from pixr1_jax.training.state import initial_state, jitted_step
 
@@ -63,7 +63,7 @@ def for_tpu(config: ConfigDict) -> ConfigDict:
     return config
 
 
-def training(config: ConfigDict, stage: str, devices: Sequence[jax.Device]) -> Program:
+def training(config: ConfigDict, stage: str, devices: Sequence[Any]) -> Program:
     """The step of a stage ("train" or "distill") on a mesh of devices.
 
     Raises:
@@ -94,13 +94,14 @@ def training(config: ConfigDict, stage: str, devices: Sequence[jax.Device]) -> P
         np.stack([blocks["block_segment"], blocks["block_chunk"]])[:, noisy & (blocks["block_valid"] > 0)], axis=1
     )
     count = rows.row_spec.blocks
-    at = {
+    at: dict[Part, tuple[int, int]] = {
         "row": (count, count),
-        "clean": (rows.row_spec.clean_blocks,) * 2,
+        "clean": (rows.row_spec.clean_blocks, rows.row_spec.clean_blocks),
         "noisy": (rows.row_spec.noisy_blocks, count),
     }
     reads = {}
-    for part in {each.part for each in PASSES[type(objective)]}:
+    parts: set[Part] = {each.part for each in PASSES[type(objective)]}
+    for part in parts:
         pairs = sum(map(float, block_reads(sizes, one, rows.row_spec.clean_blocks, part)))
         reads[at[part]] = pairs / (sizes.layers * at[part][0])
     return Program(
