@@ -7,11 +7,13 @@ divided. Parameters declare their names once, as `axes` of their `nnx.Param`, an
 import dataclasses
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
+from jax.custom_derivatives import linear_call
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -235,6 +237,30 @@ class Partition:
         struct = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
         return jax.tree.map(struct, tree, self.shardings(tree))
 
+    def gathered(self, params: Any, dtype: Any) -> Any:
+        """Parameters as a layer multiplies with them: matrices in `dtype`, whole along the axes that tokens lie along.
+
+        Left to itself the compiler may send parts of a matrix round and add up parts of the product ("windowed
+        einsum"), each sum through HBM: a step of omni_1b moved three times as many bytes (docs/benchmarks.md).
+        Gradients are laid out as the parameters are.
+
+        Args:
+          params: A module, or any tree of `nnx.Variable`.
+          dtype: Of arrays with more than one axis.
+        """
+        along = {*self.rules.batch, *self.rules.length}
+
+        def gather(node):
+            axes = node.get_metadata()["axes"]
+            parts = [() if axis is None else getattr(self.rules, axis) for axis in axes]
+            x = node[...].astype(dtype) if node.ndim > 1 else node[...]
+            if any(self.mesh.shape[axis] > 1 for part in parts for axis in part if axis in along):
+                whole = PartitionSpec(*(tuple(axis for axis in part if axis not in along) or None for part in parts))
+                x = _relaid(x, self.sharding(*axes), NamedSharding(self.mesh, whole))
+            return node.replace(x)
+
+        return jax.tree.map(gather, params, is_leaf=lambda node: isinstance(node, nnx.Variable))
+
     ############################################################################ rows of a batch
 
     def own_rows(self, batch_rows: int) -> tuple[int, ...]:
@@ -264,3 +290,17 @@ class Partition:
             return jax.make_array_from_callback((batch_rows, *x.shape[1:]), sharding, part)
 
         return {name: place(x) for name, x in rows.items()}
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1, 2))
+def _relaid(x: jax.Array, before: NamedSharding, after: NamedSharding) -> jax.Array:
+    """`x` from one layout to another; its gradient goes the way back, step by step."""
+    return jax.lax.with_sharding_constraint(x, after)
+
+
+@_relaid.defjvp
+def _relaid_tangent(before, after, primals, tangents):
+    there = lambda _, x: jax.lax.with_sharding_constraint(x, after)
+    # Whole at first, or the product that makes the gradient is done in windows; the two steps become a reduce-scatter.
+    back = lambda _, x: jax.lax.with_sharding_constraint(there(_, x), before)
+    return _relaid(primals[0], before, after), linear_call(there, back, (), tangents[0])

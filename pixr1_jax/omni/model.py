@@ -159,7 +159,7 @@ def backbone(
     block, attention = config.tokens.block, config.attention
     lay = (lambda x, *axes: x) if partition is None else partition.constrain
     by_token = lambda x: lay(x, "batch", "length", None)
-    x, modulation = by_token(x), by_token(modulation)
+    x, shared = by_token(x), jnp.split(by_token(modulation), 6, axis=-1)
     own_angles = rope.angles(position, config.head_dim)
     key_blocks = blocks if past is None else past.blocks + blocks
     key_valid = key_blocks.valid
@@ -181,8 +181,9 @@ def backbone(
 
     def layer_step(x, inputs):
         layer, old, means, keep = inputs
-        shared = modulation + layer.modulation[...].astype(x.dtype)
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = jnp.split(shared, 6, axis=-1)
+        layer = layer if partition is None else partition.gathered(layer, x.dtype)
+        own = jnp.split(layer.modulation[...].astype(x.dtype), 6)
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = map(jnp.add, shared, own)
         q, k, v = layer.qkv_heads(nn.rms_norm(x) * (1 + scale_a) + shift_a, config.heads)
         placed_q, placed_k = rope.rotate(q, own_angles), rope.rotate(k, own_angles)
         if past is not None:  # cached keys as this row reads them

@@ -95,6 +95,30 @@ def test_large_arrays_lie_whole_where_only_rows_are_divided():
     assert jax.tree.leaves(place.shardings(abstract((None, "rank"), 4096, 8192)))[0].is_fully_replicated
 
 
+@pytest.mark.parametrize("sizes", [{"fsdp": 8}, {"fsdp": 2, "context": 2, "tensor": 2}, {"data": 8}])
+def test_matrices_are_gathered_once_and_their_gradients_lie_as_they_do(sizes):
+    place = partition(**sizes)
+    matrix = nnx.Param(jax.random.normal(jax.random.key(0), (16, 3, 8)), axes=("embed", None, "heads"))
+    module = {"matrix": matrix, "bias": nnx.Param(jnp.arange(8.0), axes=(None,))}
+    x = jax.random.normal(jax.random.key(1), (8, 4, 16))
+
+    def loss(module, x, gather=lambda module: module):
+        module = gather(module)
+        return jnp.sum(jnp.sin(jnp.einsum("bld,dch->blch", x, module["matrix"][...]) + module["bias"][...]))
+
+    gathered = lambda module, x: loss(module, x, lambda module: place.gathered(module, jnp.float32))
+    args = jax.device_put((module, x), (place.shardings(module), place.sharding("batch", "length")))
+    found = jax.jit(lambda module: place.gathered(module, jnp.bfloat16))(args[0])
+    assert found["matrix"][...].dtype == jnp.bfloat16 and found["bias"][...].dtype == jnp.float32
+    divided = "tensor" if place.size("heads") > 1 else None
+    assert found["matrix"][...].sharding.is_equivalent_to(jax.NamedSharding(place.mesh, P(None, None, divided)), 3)
+    gradient = jax.jit(jax.grad(gathered))(*args)
+    assert gradient["matrix"][...].sharding.is_equivalent_to(place.sharding("embed", None, "heads"), 3)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), gradient, jax.grad(loss)(module, x))
+    tangent = jax.jit(lambda module, x: jax.jvp(gathered, (module, x), (module, x))[1])(*args)
+    np.testing.assert_allclose(tangent, jax.jvp(loss, (module, x), (module, x))[1], rtol=1e-4)
+
+
 def test_rules_name_axes_of_the_mesh():
     with pytest.raises(PartitionError, match=r"rules.embed names the mesh axis 'model'"):
         Rules(embed=("model",))

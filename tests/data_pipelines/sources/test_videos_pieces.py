@@ -3,6 +3,7 @@
 import fractions
 import importlib.util
 import pathlib
+import shutil
 
 import av
 import numpy as np
@@ -49,7 +50,7 @@ COPIED = {
     "vp9.webm": {"codec": "libvpx-vp9", "gop": 12, "options": {"cpu-used": "8"}},
     "vp9-alt-ref.webm": {"codec": "libvpx-vp9", "gop": 20, "options": {"cpu-used": "5", "auto-alt-ref": "1"}},
     "vp8.webm": {"codec": "libvpx", "gop": 12, "options": {"cpu-used": "8", "auto-alt-ref": "1"}},
-    "av1.mp4": {"codec": "libsvtav1", "gop": 12, "options": {"preset": "12", "svtav1-params": "lp=1"}},
+    "av1.mp4": None,  # stands beside this file: the encoder, SVT-AV1, makes root's processes real-time ones for good
     "mpeg4.avi": {"codec": "mpeg4", "gop": 12},
     "mpeg2.mpg": {"codec": "mpeg2video", "gop": 12},
     "mjpeg.mov": {"codec": "mjpeg", "pixels": "yuvj420p"},
@@ -58,7 +59,10 @@ COPIED = {
 
 @pytest.mark.parametrize("name", COPIED)
 def test_copies_decode_to_the_same_pictures(tmp_path, name):
-    files.write(tmp_path / name, files.moving(40), **COPIED[name])
+    if COPIED[name] is None:
+        shutil.copy(pathlib.Path(__file__).with_name(name), tmp_path)
+    else:
+        files.write(tmp_path / name, files.moving(40), **COPIED[name])
     (found,), problems = record(tmp_path)
     assert found.video_codec == "copy" and not problems
     np.testing.assert_array_equal(video_of(found), files.straight(tmp_path / name)[1])
