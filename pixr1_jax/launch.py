@@ -66,7 +66,8 @@ def main(argv: Sequence[str]) -> None:
         _end(given.submit, path, [sys.executable, "-m", "launch.local", str(path)])
         return
     plan = config.get("plan") or {}
-    topology_name, num_slices = given.topology or plan.get("topology"), given.num_slices or plan.get("num_slices", 1)
+    topology_name = given.topology or plan.get("topology")
+    num_slices = plan.get("num_slices", 1) if given.num_slices is None else given.num_slices
     if not topology_name:
         raise ValueError("--topology is missing, and the config has no plan.topology; give one, as in v6e-256")
     if num_slices < 1:

@@ -88,5 +88,5 @@ def test_runtests_runs_every_check_and_passes_arguments_to_pytest(checkout):
     calls = run(checkout, "runtests", "-k", "one")[-5:]
     python = checkout / ".venv" / "bin" / "python"
     assert calls == ["ruff check .", "ruff format --check .", f"pyright --pythonpath {python}", "lint-imports "] + [
-        "pytest -k one"
+        "pytest -n 2 --dist loadfile --no-loadscope-reorder -k one"
     ]

@@ -61,7 +61,7 @@ def question(config: ConfigDict, name: str | None, num_slices: int | None, step:
         raise ValueError(
             "--topology is missing, and the config has no plan.topology; give one, as in v5p:4x4x4 or v6e-256"
         )
-    count = num_slices or section.get("num_slices", 1)
+    count = section.get("num_slices", 1) if num_slices is None else num_slices
     if count < 1:
         raise ValueError(f"--num_slices={count}: use 1 or more")
     found = topology.parse(name)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from pixr1_jax.training import loop, setup
+from pixr1_jax.training import state as state_lib
 from pixr1_jax.training.checkpoint import CheckpointError, load_params
 from pixr1_jax.training.goodput import read_account
 from pixr1_jax.training.metrics import read_metrics
@@ -36,13 +37,13 @@ def config_of(tiny, **changes):
 @pytest.fixture
 def traces(monkeypatch):
     """How often a step was traced, and with that compiled."""
-    counted, original = [], loop.train_step
+    counted, original = [], state_lib.train_step
 
     def train_step(*args, **kwargs):
         counted.append(1)
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(loop, "train_step", train_step)
+    monkeypatch.setattr(state_lib, "train_step", train_step)
     return counted
 
 
