@@ -32,7 +32,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("num_slices", None, "slices of that topology, joined by the data centre's network")
     flags.DEFINE_string("step", "train", f"what is compiled, one of {', '.join(plans.STEPS)}")
     flags.DEFINE_bool("search", False, "try every mesh shape")
-    flags.DEFINE_bool("full", False, "compile as a run does; slower, the memory a few percent more exact")
+    flags.DEFINE_bool("full", False, "compile with the effort of a run, which takes many times longer")
     flags.DEFINE_string("json", None, "file for the table")
 
 

@@ -19,7 +19,7 @@ from pixr1_jax.training.plan import Program
 
 Step = Literal["train", "distill", "stream"]
 STEPS = ("train", "distill", "stream")
-# Compiles several times faster; memory came out within 6 % of what the full effort takes (docs/benchmarks.md).
+# Compiles many times faster than the effort of a run.
 QUICK: dict[str, Any] = {"exec_time_optimization_effort": -1.0}
 _AMOUNT = r"([\d.]+)([KMGT])"
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -126,11 +126,11 @@ def _facts(program: Program, block: int, slices: int, quick: bool) -> dict[str, 
         return facts | {"seconds": round(time.monotonic() - began, 1)}
     memory = compiled.memory_analysis()
     assert memory is not None
-    held = sum(program.parts.values())
-    beside = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes - held
+    named = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     facts["memory"] |= {
-        "other arguments and results": max(beside, 0),
-        "temporaries": memory.temp_size_in_bytes,
+        "other arguments and results": max(named - sum(program.parts.values()), 0),
+        # Of what lives at one time: `temp_size_in_bytes` came out above the memory of a chip that the program fitted.
+        "temporaries": max(memory.peak_memory_in_bytes - named, 0),
         "program": memory.generated_code_size_in_bytes,
     }
     work = module.work(compiled.as_text() or "", program.mesh.size, slices)
