@@ -208,6 +208,7 @@ def _smoke(config: ConfigDict) -> None:
     config.model.video_rank, config.model.audio_rank = 96, 96
     config.model.dtype = "float32"
     config.model.attention.implementation, config.model.attention.tile = "reference", 1
+    config.mesh.context = 1
     config.pack.window_chunks, config.pack.picture = 8, (32, 48)
     row = config.pack.row
     row.chunks, row.patches, row.text, row.clean_blocks, row.noisy_blocks = 8, 8 * 24, 64, 7 * 5 + 8, 8 * 4

@@ -203,6 +203,12 @@ def test_the_docstring_has_the_command_and_mistakes_are_named(path):
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_smoke_runs_on_one_device(path):
+    mesh = setup.partition(load(path).get_config("smoke"), jax.devices()[:1]).mesh
+    assert mesh.size == 1
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_smoke_is_a_fraction_of_the_whole(path):
     whole, smoke = load(path).get_config(), load(path).get_config("smoke")
     assert sorted(whole) == sorted(smoke)
