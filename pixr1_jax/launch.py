@@ -65,14 +65,7 @@ def main(argv: Sequence[str]) -> None:
         write(path, local.to_json(local.from_job(job, given.processes, launch)))
         _end(given.submit, path, [sys.executable, "-m", "launch.local", str(path)])
         return
-    plan = config.get("plan") or {}
-    topology_name = given.topology or plan.get("topology")
-    num_slices = plan.get("num_slices", 1) if given.num_slices is None else given.num_slices
-    if not topology_name:
-        raise ValueError("--topology is missing, and the config has no plan.topology; give one, as in v6e-256")
-    if num_slices < 1:
-        raise ValueError(f"--num_slices={num_slices} must be at least 1")
-    slice_ = topology.parse(topology_name)
+    slice_, num_slices = topology.asked(config.get("plan", {}), given.topology, given.num_slices)
     job_lib.check_mesh(config, slice_, num_slices)
     job = job_lib.pod_job(job)
     if given.to == "gke":

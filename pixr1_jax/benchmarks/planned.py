@@ -18,7 +18,6 @@ from pixr1_jax.training import plan as training_plan
 from pixr1_jax.training.plan import Program
 
 Step = Literal["train", "distill", "stream"]
-STEPS = ("train", "distill", "stream")
 # Compiles many times faster than the effort of a run.
 QUICK: dict[str, Any] = {"exec_time_optimization_effort": -1.0}
 _AMOUNT = r"([\d.]+)([KMGT])"

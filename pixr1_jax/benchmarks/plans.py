@@ -55,16 +55,7 @@ def question(config: ConfigDict, name: str | None, num_slices: int | None, step:
     """
     if step not in STEPS:
         raise ValueError(f"--step={step}: use one of {', '.join(STEPS)}")
-    section = config.get("plan") or {}
-    name = name or section.get("topology")
-    if not name:
-        raise ValueError(
-            "--topology is missing, and the config has no plan.topology; give one, as in v5p:4x4x4 or v6e-256"
-        )
-    count = section.get("num_slices", 1) if num_slices is None else num_slices
-    if count < 1:
-        raise ValueError(f"--num_slices={count}: use 1 or more")
-    found = topology.parse(name)
+    found, count = topology.asked(config.get("plan", {}), name, num_slices)
     if libtpu_version() is None:
         raise ValueError("pixr1 plan needs libtpu: pip install 'pixr1-jax[tpu]' (a TPU is not needed)")
     return Question(found, count, step, quick)

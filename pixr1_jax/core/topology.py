@@ -14,6 +14,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 _FLAT = ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
 _CUBES = (
@@ -135,6 +136,28 @@ def parse(text: str) -> Topology:
     raise ValueError(
         f"{text!r} is no TPU slice known here; give a topology such as {generations}, or a type such as {types}"
     )
+
+
+def asked(plan: Mapping[str, Any], name: str | None, num_slices: int | None) -> tuple[Topology, int]:
+    """Returns the slice and the number of slices that flags ask for, or else the section `plan` of a config.
+
+    Args:
+        plan: the section, empty where the config has none.
+        name: what --topology gives.
+        num_slices: what --num_slices gives.
+
+    Raises:
+        ValueError: neither names a slice, or there is no such slice, or less than one of it.
+    """
+    name = name or plan.get("topology")
+    if not name:
+        raise ValueError(
+            "--topology is missing, and the config has no plan.topology; give one, as in v5p:4x4x4 or v6e-256"
+        )
+    count = plan.get("num_slices", 1) if num_slices is None else num_slices
+    if count < 1:
+        raise ValueError(f"--num_slices={count}: use 1 or more")
+    return parse(name), count
 
 
 def _by_cores(generation: str, cores: int, text: str) -> Topology:
